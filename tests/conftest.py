@@ -1,0 +1,46 @@
+"""What every test starts from: a seed, two threads, and a reason where it cannot run."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Examples come from the test's own name and its time is not judged: the same on a fast and on a busy machine.
+settings.register_profile("splitnet", derandomize=True, deadline=None)
+settings.load_profile("splitnet")
+
+GPUS_NEEDED = {"gpu": 1, "two_gpus": 2}
+
+
+def gpus_needed(item: pytest.Item) -> int:
+    return max((count for mark, count in GPUS_NEEDED.items() if item.get_closest_marker(mark)), default=0)
+
+
+def why_no_gpus(count: int) -> str:
+    """Why a test of that many CUDA devices cannot run in this process; "" if it can."""
+    if not count:
+        return ""
+    found = torch.cuda.device_count()
+    if found < count:
+        return f"needs {count} CUDA device{'s' if count > 1 else ''}, found {found}"
+    if hasattr(torch, "fake"):  # put there by splitnet.fake.install
+        return "fake devices are installed in this process: run `pytest -m 'gpu or two_gpus'`"
+    return ""
+
+
+def pytest_sessionstart() -> None:
+    torch.set_num_threads(2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """GPU tests last, so that in a mixed run they skip by rule and not by the alphabet."""
+    items.sort(key=gpus_needed)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if why := why_no_gpus(gpus_needed(item)):
+        pytest.skip(why)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
