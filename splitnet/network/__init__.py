@@ -1,0 +1,1 @@
+"""What is computed: the tables, the layers, one forward pass. No devices, no processes."""

@@ -1,0 +1,91 @@
+"""Whole network to towers and back: chunking along the first dimension, and nothing else.
+
+A whole state is a dict from the whole network's names, "conv1.weight" … "fc8.bias", to tensors of its shapes.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from splitnet.errors import UsageError
+from splitnet.network.architecture import Architecture
+
+State = dict[str, Tensor]
+
+
+def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a whole state, in order."""
+    found: dict[str, tuple[int, ...]] = {}
+    for row in architecture.rows():
+        found[f"{row.name}.weight"] = row.weight_shape
+        found[f"{row.name}.bias"] = row.weight_shape[:1]
+    return found
+
+
+def draw(architecture: Architecture, seed: int) -> State:
+    """PyTorch's own initial weights, uniform within 1 / sqrt(inputs of one kernel), drawn whole."""
+    generator = torch.Generator().manual_seed(seed)
+    state: State = {}
+    for row in architecture.rows():
+        weight = torch.empty(row.weight_shape)
+        nn.init.kaiming_uniform_(weight, a=sqrt(5), generator=generator)
+        bound = 1 / sqrt(weight[0].numel())
+        bias = torch.empty(row.layer.out).uniform_(-bound, bound, generator=generator)
+        state |= {f"{row.name}.weight": weight, f"{row.name}.bias": bias}
+    return state
+
+
+def read(path: Path, architecture: Architecture) -> State:
+    """A whole state from a safetensors file. UsageError if there is none, or another network's."""
+    if not path.is_file():
+        raise UsageError(f"--weights {path}: no such file")
+    from safetensors.torch import load_file  # only who has weights to read needs the package
+
+    try:
+        state = load_file(path)
+    except Exception as error:  # safetensors' own error, or the system's; a header may even fail to decode
+        raise UsageError(f"--weights {path}: not a safetensors file ({error})") from error
+    try:
+        check(architecture, state)
+    except UsageError as error:
+        raise UsageError(f"--weights {path}: {error}") from error
+    return state
+
+
+def check(architecture: Architecture, state: Mapping[str, Tensor]) -> None:
+    """UsageError unless the state's names and shapes are the architecture's."""
+    expected = shapes(architecture)
+    of = f"weights of another network, not of {architecture.name} with --towers {architecture.towers}"
+    for name, shape in expected.items():
+        if name not in state:
+            raise UsageError(f"{of}: {name} is missing")
+        if tuple(state[name].shape) != shape:
+            raise UsageError(f"{of}: {name} is {tuple(state[name].shape)}, not {shape}")
+    for name in state:
+        if name not in expected:
+            raise UsageError(f"{of}: {name} has no place in it")
+
+
+def chunk(architecture: Architecture, state: Mapping[str, Tensor], towers: Sequence[int]) -> State:
+    """The share of these towers: one, or all of them in one piece."""
+    check(architecture, state)
+    share: State = {}
+    for row in architecture.rows():
+        for name in (f"{row.name}.weight", f"{row.name}.bias"):
+            if not row.layer.home:
+                parts = state[name].chunk(architecture.towers)
+                share[name] = parts[towers[0]] if len(towers) == 1 else state[name]
+            elif 0 in towers:
+                share[name] = state[name]
+    return share
+
+
+def join(architecture: Architecture, shares: Sequence[Mapping[str, Tensor]]) -> State:
+    """The whole state from the shares of all towers in order, on the CPU."""
+    return {
+        name: torch.cat([share[name].detach().cpu() for share in shares if name in share])
+        for name in shapes(architecture)
+    }
