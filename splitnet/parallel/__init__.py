@@ -1,0 +1,1 @@
+"""Where it is computed: the exchange between towers, placement, fake devices."""

@@ -1,0 +1,93 @@
+"""Was everything that crossed known to the table? Ledger, table and, on fake devices, every copy are held together."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitnet.network.architecture import Architecture, Transfer
+from splitnet.parallel import exchange, fake
+from splitnet.parallel.placement import Placement
+
+Pair = tuple[str, str, str]
+"""Source and target device, and the phase."""
+
+
+class UnknownCopyError(RuntimeError):
+    """Something was communicated that the table does not know, or the other way round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What was exchanged, all of it in the table. Bytes and counts over all steps and tests."""
+
+    bytes: int
+    copies: int | None
+    """Copies between the devices of the run, each of them known; None where devices do not tell."""
+    host_copies: int | None
+    """Copies between a device and the host."""
+
+    def __str__(self) -> str:
+        known = f"{self.bytes:,} bytes were exchanged: as the table says, to the byte"
+        if self.copies is None:
+            return f"{known}."
+        return (
+            f"{known}, and all {self.copies:,} copies between devices are among them"
+            f" (to and from the host: {self.host_copies:,})."
+        )
+
+
+def audit(
+    architecture: Architecture, placement: Placement, ledger: Iterable[Transfer], forward: int, backward: int
+) -> Audit:
+    """Hold a ledger, since it was cleared, against the table for `forward` images, `backward` of them learnt from.
+
+    On fake devices also against `fake.copies()`, since those were cleared. UnknownCopyError names the first
+    row, or file and line, that does not fit.
+    """
+    recorded = Counter({_place(t): t.bytes for t in ledger})
+    expected = Counter() if placement.whole else _expected(architecture, {"forward": forward, "backward": backward})
+    for place in dict.fromkeys([*expected, *recorded]):
+        if recorded[place] != expected[place]:
+            row, phase, source, target = place
+            raise UnknownCopyError(
+                f"{row}, {phase}, tower {source} to tower {target}: {recorded[place]:,} bytes were exchanged,"
+                f" the table says {expected[place]:,}"
+            )
+    if not any(device.type == "fake" for device in placement.devices):
+        return Audit(recorded.total(), None, None)
+    between, host = _copies()
+    _hold_against(between, recorded, placement)
+    return Audit(recorded.total(), sum(between.values()), host)
+
+
+def _place(transfer: Transfer) -> tuple[str, str, int, int]:
+    return (transfer.row, transfer.phase, transfer.source, transfer.target)
+
+
+def _expected(architecture: Architecture, images: dict[str, int]) -> Counter[tuple[str, str, int, int]]:
+    return Counter({_place(t): t.bytes * images[t.phase] for t in architecture.transfers(1) if images[t.phase]})
+
+
+def _copies() -> tuple[Counter[fake.Copy], int]:
+    """Copies between two devices, and how many there were to and from the host."""
+    between = Counter({copy: n for copy, n in fake.copies().items() if "cpu" not in (copy.source, copy.target)})
+    return between, fake.copies().total() - between.total()
+
+
+def _hold_against(copies: Counter[fake.Copy], recorded: Counter[tuple[str, str, int, int]], where: Placement) -> None:
+    for copy in copies:
+        if Path(copy.file) != Path(exchange.__file__):
+            raise UnknownCopyError(
+                f"{copy.file}:{copy.line} copies {copy.bytes:,} bytes from {copy.source} to {copy.target}"
+                f" ({copy.phase}), which is no crossing of the table"
+            )
+    found: Counter[Pair] = Counter()
+    for copy, count in copies.items():
+        found[copy.source, copy.target, copy.phase] += count * copy.bytes
+    known: Counter[Pair] = Counter()
+    for (_, phase, source, target), size in recorded.items():
+        pair = (str(where.devices[source]), str(where.devices[target]))
+        known[*pair, phase] += size if pair[0] != pair[1] else 0
+    if found != known:  # Counters are equal where one lacks what the other has none of
+        raise UnknownCopyError(f"copies between devices {dict(found)} are not those of the ledger {dict(known)}")

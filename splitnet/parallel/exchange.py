@@ -1,0 +1,111 @@
+"""How towers in one process hand each other activations, and the ledger of what they handed.
+
+    method       forward                            backward
+    replicate    the images to every tower          -
+    all_gather   every tower gets all channels      reduce-scatter: sum over the readers, own channels home
+    gather       tower 0 gets all channels          scatter: own channels home
+
+Between two devices there is one operation: `.to(device, non_blocking=True)`.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splitnet.network.architecture import Phase, Transfer
+
+
+class Ledger:
+    """What towers handed each other: bytes and count for each (row, phase, from, to)."""
+
+    def __init__(self) -> None:
+        self._bytes: Counter[tuple[str, Phase, int, int]] = Counter()
+        self._count: Counter[tuple[str, Phase, int, int]] = Counter()
+        self._lock = threading.Lock()  # CUDA's autograd runs a thread a device
+
+    def record(self, transfer: Transfer) -> None:
+        place = (transfer.row, transfer.phase, transfer.source, transfer.target)
+        with self._lock:
+            self._bytes[place] += transfer.bytes
+            self._count[place] += 1
+
+    def clear(self) -> None:
+        with self._lock:
+            self._bytes.clear()
+            self._count.clear()
+
+    def transfers(self) -> tuple[Transfer, ...]:
+        """The sums, one for each row, phase and pair of towers."""
+        return tuple(Transfer(*place, size) for place, size in self._bytes.items())
+
+    def bytes(self, row: str | None = None, phase: Phase | None = None) -> int:
+        """What crossed, in all or for one row or phase."""
+        return sum(t.bytes for t in self.transfers() if row in (None, t.row) and phase in (None, t.phase))
+
+    @property
+    def count(self) -> int:
+        """How many tensors were handed over."""
+        return self._count.total()
+
+
+class LocalExchange:
+    """All towers in this process, tower i on devices[i]; devices may repeat."""
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self.devices = tuple(devices)
+        self.ledger = Ledger()
+
+    def replicate(self, images: Tensor) -> list[Tensor]:
+        """The same images for every tower: one copy to each device."""
+        copies = {device: images.to(device, non_blocking=True) for device in dict.fromkeys(self.devices)}
+        return [copies[device] for device in self.devices]
+
+    def all_gather(self, xs: list[Tensor], row: str) -> list[Tensor]:
+        return [self.collect(xs, row, reader) for reader in range(len(self.devices))]
+
+    def gather(self, xs: list[Tensor], row: str) -> Tensor:
+        return self.collect(xs, row, reader=0)
+
+    def collect(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
+        """All channels on the reader's device, tower 0's first whoever reads."""
+        parts = [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
+        return torch.cat(parts, dim=1)
+
+    def send(self, x: Tensor, row: str, owner: int, reader: int) -> Tensor:
+        """One tower's channels on another's device; recorded, and backward again."""
+        there = Transfer(row, "forward", owner, reader, x.numel() * x.element_size())
+        received: Tensor = _Send.apply(x, self.devices[reader], there, self.ledger)
+        return received
+
+
+class UndividedExchange(LocalExchange):
+    """All towers in one piece on one device: whoever reads all channels has them already."""
+
+    def all_gather(self, xs: list[Tensor], row: str) -> list[Tensor]:
+        return xs
+
+    def gather(self, xs: list[Tensor], row: str) -> Tensor:
+        [x] = xs
+        return x
+
+
+class _Send(torch.autograd.Function):
+    """A copy to the reader's device; backward, the gradient's copy to the owner's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, device: torch.device, there: Transfer, ledger: Ledger) -> Tensor:
+        ctx.home, ctx.there, ctx.ledger = x.device, there, ledger
+        ledger.record(there)
+        return x.to(device, non_blocking=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        there: Transfer = ctx.there
+        size = grad.numel() * grad.element_size()
+        ctx.ledger.record(replace(there, phase="backward", source=there.target, target=there.source, bytes=size))
+        return grad.to(ctx.home, non_blocking=True), None, None, None

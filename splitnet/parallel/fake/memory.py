@@ -1,0 +1,83 @@
+"""Memory of the fake devices: every storage is counted once, from its first tensor until it is freed.
+
+Only tensors count: there is no context, workspace or fragmentation. A result is computed by the CPU before
+it is counted, so that a step over the capacity fails after the operation that caused it, as if it had
+failed before: the result is dropped and what was allocated stays as it was.
+"""
+
+import torch
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB")
+
+allocated: list[int] = []
+peak: list[int] = []
+capacity: list[int | None] = []
+
+
+def grow(devices: int) -> None:
+    """Start counting for devices up to `devices`."""
+    for counts in (allocated, peak):
+        counts.extend([0] * (devices - len(counts)))
+    capacity.extend([None] * (devices - len(capacity)))
+
+
+class Block:
+    """The memory of one storage. It hangs on the storage object and is released with it."""
+
+    __slots__ = ("index", "nbytes", "ready")
+
+    def __init__(self, index: int, nbytes: int) -> None:
+        self.index = index
+        self.nbytes = 0  # nothing to release if the line below raises
+        self.ready = 0.0  # seconds on the clock at which a copy has brought all of it
+        self.resize(nbytes)
+
+    def resize(self, nbytes: int) -> None:
+        """Count `nbytes` from now on, or raise torch.OutOfMemoryError and count what was counted."""
+        index, more = self.index, nbytes - self.nbytes
+        limit = capacity[index]
+        if limit is not None and more > 0 and allocated[index] + more > limit:
+            raise torch.OutOfMemoryError(_refusal(index, more, limit))
+        self.nbytes = nbytes
+        allocated[index] += more
+        peak[index] = max(peak[index], allocated[index])
+
+    def __del__(self) -> None:
+        allocated[self.index] -= self.nbytes
+
+
+def account(storage: torch.UntypedStorage, index: int) -> Block:
+    """The block of a CPU storage that stands for memory of device `index`, new where it was not counted yet."""
+    known = storage.__dict__
+    block = known.get("block")
+    if block is None:
+        block = known["block"] = Block(index, storage.nbytes())
+    return block
+
+
+def reset_peak(index: int) -> None:
+    """Let the peak start again from what is allocated now."""
+    peak[index] = allocated[index]
+
+
+def reset() -> None:
+    """No capacity, and peaks from here on. What is allocated stays allocated."""
+    for index in range(len(peak)):
+        capacity[index] = None
+        reset_peak(index)
+
+
+def readable(nbytes: int) -> str:
+    """A size with two digits behind the point, in the largest unit that keeps it above one."""
+    size, unit = float(nbytes), 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.2f} {_UNITS[unit]}" if unit else f"{nbytes} bytes"
+
+
+def _refusal(index: int, more: int, limit: int) -> str:
+    free = max(limit - allocated[index], 0)
+    return (
+        f"fake:{index} out of memory. Tried to allocate {readable(more)}. The device has a capacity of "
+        f"{readable(limit)} of which {readable(free)} is free; {readable(allocated[index])} is allocated."
+    )

@@ -1,0 +1,54 @@
+"""Copies between a fake device and another one or the host: done, spoiled where asked, counted and timed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from splitnet.parallel.fake import clocks, faults, memory, traffic
+from splitnet.parallel.fake.devices import HOST, Place, name
+
+
+def itemsize(
+    source: Place, target: Place, before: torch.dtype, after: torch.dtype, *, non_blocking: bool = False
+) -> int:
+    """Bytes for each element that travel when a copy also casts, as CUDA does it.
+
+    Between devices the source casts. Between host and device the host does, which may be before or after
+    the journey; where it does not wait for the copy (`non_blocking`), the device does.
+    """
+    cast_at_target = (target == HOST) != non_blocking if HOST in (source, target) else False
+    return before.itemsize if cast_at_target else after.itemsize
+
+
+def count(source: Place, target: Place, nbytes: int, *, ready: float = 0.0, differentiable: bool = False) -> float:
+    """Account for a copy that happened without looking at what arrives; when it is done, in seconds."""
+    return _count(source, target, nbytes, ready, differentiable, faults.striking(source, target))
+
+
+def send(
+    data: Tensor, source: Place, target: Place, nbytes: int, *, ready: float = 0.0, differentiable: bool = False
+) -> Place:
+    """Account for the copy that made `data`, the CPU data that arrives. Returns where it arrives.
+
+    Where the link is at fault `data` is changed in place. An empty copy is none.
+    """
+    if data.numel() == 0:
+        return target
+    struck = faults.striking(source, target)
+    for fault in struck:
+        fault.spoil(data)
+        target = fault.landing(source, target)
+    block = None if target == HOST else memory.account(data.untyped_storage(), target)
+    done = _count(source, target, nbytes, ready, differentiable, struck)
+    if block is not None:
+        block.ready = done
+    return target
+
+
+def _count(
+    source: Place, target: Place, nbytes: int, ready: float, differentiable: bool, struck: list[faults.Fault]
+) -> float:
+    slower = math.prod(fault.factor for fault in struck if fault.kind == "slow")
+    traffic.record(name(source), name(target), nbytes, differentiable=differentiable)
+    return clocks.transfer(source, target, nbytes, ready=ready, slower=slower)

@@ -1,0 +1,140 @@
+"""Which devices the towers live on, and the network built there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from splitnet.errors import UsageError
+from splitnet.network import weights
+from splitnet.network.architecture import Architecture
+from splitnet.network.layers import Moment
+from splitnet.network.presets import preset
+from splitnet.network.towers import SplitNet, Tower
+from splitnet.parallel import fake
+from splitnet.parallel.exchange import LocalExchange, UndividedExchange
+
+Device = str | torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where towers go: one device each, or one for all of them in one piece; and why."""
+
+    devices: tuple[torch.device, ...]
+    reason: str
+
+    @property
+    def whole(self) -> bool:
+        """One device for the whole network, in one piece."""
+        return len(self.devices) == 1
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.devices))
+
+
+def place(architecture: Architecture, devices: Sequence[Device] | None = None) -> Placement:
+    """The devices asked for, checked, or the best there are. UsageError if they cannot be had.
+
+    Installs fake devices if one is asked for or chosen: as many as there are towers, at least two.
+    """
+    names, reason = _best(architecture) if devices is None else _asked(architecture, [str(d) for d in devices])
+    if any(_kind(name) == "fake" for name in names):
+        fake.install(max(2, architecture.towers))  # only now does PyTorch know the word
+    return Placement(tuple(map(_existing, names)), reason)
+
+
+def _best(architecture: Architecture) -> tuple[list[str], str]:
+    towers, gpus = architecture.towers, torch.cuda.device_count()
+    if towers == 1 or architecture.norm.across_towers:
+        why = "one tower" if towers == 1 else f"{architecture.name}'s norms read every tower"
+        return ["cuda:0" if gpus else "cpu"], f"{why}, so one device; {gpus or 'no'} GPU{'s' * (gpus != 1)} found"
+    if gpus >= towers:
+        return [f"cuda:{i}" for i in range(towers)], f"{gpus} GPUs found, one for each tower"
+    if gpus:
+        found = f"{gpus} GPU{'s' * (gpus > 1)} found for {towers} towers"
+        return ["cuda:0"] * towers, f"{found}: all share the first, and nothing crosses a link"
+    return [f"fake:{i}" for i in range(towers)], f"no GPU found: {towers} fake devices, emulated on the CPU, stand in"
+
+
+def _asked(architecture: Architecture, names: list[str]) -> tuple[list[str], str]:
+    towers, asked = architecture.towers, ",".join(names)
+    if len(names) not in {1, towers}:
+        wanted = "name one" if towers == 1 else f"name {towers}, or one for the whole network"
+        raise UsageError(f"--devices {asked}: {len(names)} devices for --towers {towers}; {wanted}")
+    if len(names) > 1 and architecture.norm.across_towers:
+        raise UsageError(
+            f"--devices {asked}: {architecture.name}'s norms read both towers, so it takes one device"
+            " (alexnet-paper is the one to split)"
+        )
+    if len(names) == towers:
+        return names, "as asked"
+    return names, f"as asked: all {towers} towers in one piece"
+
+
+def _kind(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _existing(name: str) -> torch.device:
+    """The device of that name, with its index. UsageError if it is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--devices {name}: no such kind of device (cuda:0, cpu, fake:0, …)") from error
+    if device.type in {"cuda", "fake"}:
+        device = torch.device(device.type, device.index or 0)
+        count = torch.get_device_module(device).device_count()
+        if device.index >= count:
+            there = ", ".join(f"{device.type}:{i}" for i in range(count)) or "there is none of this kind"
+            raise UsageError(f"--devices {name}: no such device ({there})")
+    elif device.type == "cpu" and device.index:
+        raise UsageError(f"--devices {name}: there is one CPU, cpu (fake:0 and fake:1 can be told apart)")
+    elif device.type != "cpu":
+        _check_computes(device)
+    return device
+
+
+def _check_computes(device: torch.device) -> None:
+    try:
+        torch.ones(1, device=device).add(1).item()
+    except Exception as error:  # each backend has its own way of not being there
+        raise UsageError(f"--devices {device}: does not compute on this machine") from error
+
+
+def build(
+    architecture: str | Architecture,
+    towers: int | None = None,
+    devices: Sequence[Device] | None = None,
+    seed: int = 0,
+    *,
+    crosses: str | None = None,
+    channels: int | None = None,
+    classes: int | None = None,
+) -> SplitNet:
+    """A network on its devices, with PyTorch's own initial weights drawn whole from `seed`.
+
+    `architecture` is a preset's name (two towers unless said) or a table, with its own number of towers
+    unless said. One device for several towers: the same function in one piece on it. UsageError for
+    what cannot be built.
+    """
+    if isinstance(architecture, str):
+        architecture = preset(architecture, 2 if towers is None else towers, crosses)
+    elif towers is not None:
+        architecture = architecture.split(towers)
+    architecture = architecture.adapted(channels, classes)
+    return host(architecture, place(architecture, devices), seed)
+
+
+def host(architecture: Architecture, placement: Placement, seed: int) -> SplitNet:
+    """The towers on the devices of a placement."""
+    shares = [range(architecture.towers)] if placement.whole else [range(i, i + 1) for i in range(architecture.towers)]
+    exchange = UndividedExchange if placement.whole else LocalExchange
+    net = SplitNet(architecture, [Tower(architecture, share) for share in shares], exchange(placement.devices))
+    net.moment = Moment(seed)
+    net.load_whole_state_dict(weights.draw(architecture, seed))
+    for tower, device in zip(net.hosted, placement.devices, strict=True):
+        tower.to(device)
+        # the format that convolutions are fast in, on CPUs and GPUs; activations follow the weights
+        tower.to(memory_format=torch.channels_last)
+    return net

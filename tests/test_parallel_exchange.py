@@ -1,0 +1,107 @@
+"""Hand over forward, sum and hand back backward; and a ledger of both."""
+
+import pytest
+import torch
+
+from splitnet.network.architecture import Transfer
+from splitnet.parallel import fake
+from splitnet.parallel.exchange import Ledger, LocalExchange, UndividedExchange
+
+fake.install(2)
+PAIRS = [("cpu", "cpu"), ("fake:0", "fake:1"), ("fake:0", "fake:0")]
+
+
+def leaves(devices):
+    return [
+        (torch.arange(4.0).view(2, 2) + 10 * tower).to(device).requires_grad_() for tower, device in enumerate(devices)
+    ]
+
+
+@pytest.mark.parametrize("devices", PAIRS, ids="-".join)
+def test_every_tower_gets_all_channels_and_each_gradient_is_the_sum_over_readers(devices):
+    devices = [torch.device(d) for d in devices]
+    xs, exchange = leaves(devices), LocalExchange(devices)
+    received = exchange.all_gather(xs, "conv3")
+    whole = torch.tensor([[0.0, 1, 10, 11], [2, 3, 12, 13]])
+    for tensor, device in zip(received, devices, strict=True):
+        assert tensor.device == device
+        assert torch.equal(tensor.cpu(), whole)
+    weights = [torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[10.0, 20, 30, 40]])]
+    losses = [(r * w.to(r.device)).sum() for r, w in zip(received, weights, strict=True)]
+    (losses[0] + losses[1].to(devices[0])).backward()
+    assert torch.equal(xs[0].grad.cpu(), torch.tensor([[11.0, 22]] * 2))
+    assert torch.equal(xs[1].grad.cpu(), torch.tensor([[33.0, 44]] * 2))
+    assert set(exchange.ledger.transfers()) == {
+        Transfer("conv3", "forward", 1, 0, 16),
+        Transfer("conv3", "forward", 0, 1, 16),
+        Transfer("conv3", "backward", 0, 1, 16),
+        Transfer("conv3", "backward", 1, 0, 16),
+    }
+
+
+def test_gather_brings_all_to_tower_0_and_scatters_gradients_home():
+    devices = [torch.device("fake:0"), torch.device("fake:1")]
+    xs, exchange = leaves(devices), LocalExchange(devices)
+    gathered = exchange.gather(xs, "fc8")
+    assert gathered.device == devices[0]
+    (gathered * torch.tensor([1.0, 2, 3, 4]).to(devices[0])).sum().backward()
+    assert torch.equal(xs[0].grad.cpu(), torch.tensor([[1.0, 2]] * 2))
+    assert torch.equal(xs[1].grad.cpu(), torch.tensor([[3.0, 4]] * 2))
+    assert xs[1].grad.device == devices[1]
+    assert {(t.phase, t.source, t.target) for t in exchange.ledger.transfers()} == {
+        ("forward", 1, 0),
+        ("backward", 0, 1),
+    }
+
+
+def test_images_travel_once_to_each_device():
+    fake.clear_copies()
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    names = ["fake:0", "fake:1", "fake:0", "fake:1"]
+    copies = LocalExchange([torch.device(n) for n in names]).replicate(images)
+    assert [str(copy.device) for copy in copies] == names
+    assert sum(fake.copies().values()) == 2
+    assert {copy.bytes for copy in fake.copies()} == {96}
+
+
+def test_each_tower_copies_are_fake_copies_of_this_file():
+    fake.clear_copies()
+    devices = [torch.device("fake:0"), torch.device("fake:1")]
+    xs = leaves(devices)
+    fake.clear_copies()
+    LocalExchange(devices).gather(xs, "fc8").sum().backward()
+    assert {(c.source, c.target, c.phase, c.bytes) for c in fake.copies()} == {
+        ("fake:1", "fake:0", "forward", 16),
+        ("fake:0", "fake:1", "backward", 16),
+    }
+    assert all(copy.file.endswith("parallel/exchange.py") for copy in fake.copies())
+
+
+def test_one_piece_hands_itself_on():
+    x = torch.ones(1)
+    exchange = UndividedExchange([torch.device("cpu")])
+    assert exchange.all_gather([x], "conv3")[0] is x
+    assert exchange.gather([x], "fc8") is x
+    assert exchange.ledger.count == 0
+
+
+def test_a_ledger_sums_by_row_and_phase():
+    ledger = Ledger()
+    for _ in range(3):
+        ledger.record(Transfer("conv3", "forward", 0, 1, 5))
+    ledger.record(Transfer("fc6", "backward", 1, 0, 7))
+    assert ledger.bytes() == 22
+    assert (ledger.bytes("conv3"), ledger.bytes(phase="backward"), ledger.bytes("fc7")) == (15, 7, 0)
+    assert ledger.count == 4
+    assert ledger.transfers()[0] == Transfer("conv3", "forward", 0, 1, 15)
+    ledger.clear()
+    assert (ledger.bytes(), ledger.count) == (0, 0)
+
+
+def test_tests_send_nothing_back():
+    devices = [torch.device("fake:0"), torch.device("fake:1")]
+    exchange = LocalExchange(devices)
+    with torch.no_grad():
+        exchange.all_gather(leaves(devices), "fc6")
+    assert exchange.ledger.bytes(phase="backward") == 0
+    assert exchange.ledger.bytes(phase="forward") == 32
