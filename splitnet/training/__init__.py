@@ -1,0 +1,1 @@
+"""How it learns: images, optimizers, the loop."""

@@ -1,0 +1,155 @@
+"""Image files in folders, laid out as ImageNet is: train/<class>/<image>, val/<class>/<image>.
+
+Every image becomes three channels and a square of `read_side(size)` pixels, so that a batch is one
+tensor, and a network of that size has a margin to cut from.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from splitnet.errors import UsageError
+from splitnet.training.splits import Batch, Dataset
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""A file is an image if its name ends so, in either case, and does not begin with a dot."""
+
+
+def read_side(size: int) -> int:
+    """Pixels a side that are read for a network of `size`: 256 for 224, others in proportion."""
+    return round(size * 256 / 224)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FolderSplit:
+    """The files of train/ or val/, decoded whenever they are read."""
+
+    folder: Path
+    names: Sequence[str]
+    """Of the files, below the folder."""
+    labels: Tensor
+    """int64 (N,)."""
+    side: int
+    workers: int
+    skipped: dict[Path, str]
+    """The data set's: a file that cannot be decoded is entered once."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, indices: Tensor) -> Batch:
+        """Decode in `workers` threads; PIL lets go of the interpreter's lock while it works.
+
+        UsageError if no image of the whole split can be decoded: an epoch would have no step.
+        """
+        paths = [self.folder / self.names[index] for index in indices.tolist()]
+        with ThreadPoolExecutor(self.workers) as pool:
+            decoded = list(pool.map(self._decode_or_reason, paths))
+        for path, result in zip(paths, decoded, strict=True):
+            if isinstance(result, str):
+                self.skipped.setdefault(path, result)
+        kept = indices[torch.tensor([isinstance(result, Tensor) for result in decoded], dtype=torch.bool)]
+        if not len(kept):
+            self._check_any_is_left()
+        # Filled and not stacked: stacking would keep the channels-last strides of decoded images.
+        images = torch.empty(len(kept), 3, self.side, self.side, dtype=torch.uint8)
+        good = (result for result in decoded if isinstance(result, Tensor))
+        for slot, image in zip(images, good, strict=True):
+            slot.copy_(image)
+        return Batch(images, self.labels[kept], kept)
+
+    def _decode_or_reason(self, path: Path) -> Tensor | str:
+        try:
+            return decode(path, self.side)
+        except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, …
+            return f"{type(error).__name__}: {error}"
+
+    def _check_any_is_left(self) -> None:
+        paths = [self.folder / name for name in self.names]
+        if all(path in self.skipped for path in paths):
+            raise UsageError(
+                f"--data-dir {self.folder.parent}: none of the {len(paths):,} images in "
+                f"{self.folder} can be read; the first: {self.skipped[paths[0]]}"
+            )
+
+
+def decode(path: Path, side: int) -> Tensor:
+    """The centre square of an image as RGB, uint8 (3, side, side), resized bilinearly, antialiased."""
+    with Image.open(path) as image:
+        shorter = min(image.size)
+        left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
+        box = (left, top, left + shorter, top + shorter)
+        square = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def load(data_dir: Path | None, size: int, workers: int) -> Dataset:
+    """Both splits of a folder; the classes are the names of its subfolders, sorted."""
+    if data_dir is None:
+        raise UsageError("--data imagefolder: name its folder with --data-dir; it holds train/, val/")
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: images are decoded in at least 1 thread")
+    option = f"--data-dir {data_dir}"
+    if not data_dir.is_dir():
+        raise UsageError(f"{option}: no such folder; one that holds train/ and val/ is needed")
+    classes = _classes(data_dir / "train", option)
+    _check_same(classes, _classes(data_dir / "val", option), option)
+    skipped: dict[Path, str] = {}
+    train, test = (
+        FolderSplit(folder, *_files(folder, classes, option), read_side(size), workers, skipped)
+        for folder in (data_dir / "train", data_dir / "val")
+    )
+    origin = f"{data_dir}: {len(train):,} training and {len(test):,} test images of {len(classes):,} classes"
+    return Dataset("imagefolder", 3, classes, train, test, origin, skipped)
+
+
+def _classes(folder: Path, option: str) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise UsageError(f"{option}: no folder {folder.name}/ in it; train/ and val/ are needed")
+    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+    if len(classes) < 2:
+        found = f"only {classes[0]}" if classes else "none"
+        raise UsageError(f"{option}: {folder} needs a folder for each of 2 or more classes: {found}")
+    return classes
+
+
+def _check_same(train: tuple[str, ...], val: tuple[str, ...], option: str) -> None:
+    different = sorted(set(train) ^ set(val))
+    if different:
+        has, lacks = ("train/", "val/") if different[0] in train else ("val/", "train/")
+        raise UsageError(f"{option}: class {different[0]} is in {has} and not in {lacks}; both need the same classes")
+
+
+def _files(folder: Path, classes: Sequence[str], option: str) -> tuple[list[str], Tensor]:
+    """The images of a split, named from its folder on, class by class, and their labels (N,)."""
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        images = _images(folder / name)
+        if not images:
+            raise UsageError(f"{option}: no image in {folder / name}; a class has at least one {', '.join(SUFFIXES)}")
+        names += images
+        labels += [label] * len(images)
+    return names, torch.tensor(labels)
+
+
+def _images(folder: Path) -> list[str]:
+    """The images at any depth below a class's folder, sorted by code point: the same everywhere."""
+    images: list[str] = []
+    for where, below, files in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]  # os.walk enters what is left
+        prefix = Path(where).relative_to(folder.parent).as_posix()
+        images += [f"{prefix}/{name}" for name in files if _is_image(name)]
+    return sorted(images)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
