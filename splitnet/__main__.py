@@ -1,0 +1,28 @@
+"""The commands: `python -m splitnet` lists them."""
+
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+COMMANDS = {
+    "run": "train the towers on their devices, test, and measure them beside one device",
+    "verify": "prove that the towers equal the whole network on one device",
+}
+
+
+def main() -> int:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("command", no_wrap=True)
+    table.add_column("does")
+    for name, text in COMMANDS.items():
+        table.add_row(f"python -m splitnet.{name}", text)
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    console.print(table)
+    console.print("Each explains its options with --help.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What it cost: clocks, memory counters, run folders."""

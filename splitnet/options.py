@@ -1,0 +1,63 @@
+"""The command line from a frozen dataclass: each option is written once, with its default and its help."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+
+from splitnet.errors import UsageError
+
+T = TypeVar("T")
+
+
+def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    """A dataclass field that is an option of the command line."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong input is one line on stderr and exit 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+def parse(options: type[T], command: str, description: str, argv: Sequence[str] | None = None) -> T:
+    """The options given on a command line. UsageError for what is not one."""
+    parser = Parser(f"python -m splitnet.{command}", description=description, allow_abbrev=False)
+    hints = get_type_hints(options)
+    for entry in fields(options):  # type: ignore[arg-type]
+        _add(parser, entry, hints[entry.name])
+    return options(**vars(parser.parse_args(argv)))
+
+
+def _add(parser: argparse.ArgumentParser, entry: "Field[Any]", hint: Any) -> None:
+    kind = _kind(hint)
+    flag = "--" + entry.name.removesuffix("_").replace("_", "-")
+    settings: dict[str, Any] = {"dest": entry.name, "default": entry.default, "help": entry.metadata["help"]}
+    assert entry.default is not MISSING
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
+        return
+    if entry.default is not None:
+        settings["help"] += f" (default {entry.default})"
+    choices = entry.metadata["choices"]
+    parser.add_argument(flag, type=kind, choices=choices, metavar=None if choices else _metavar(kind), **settings)
+
+
+def _kind(hint: Any) -> Any:
+    """The type that a value is read with: T for both T and T | None."""
+    return next(part for part in get_args(hint) if part is not type(None)) if isinstance(hint, UnionType) else hint
+
+
+def _metavar(kind: type) -> str:
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "NAME")
+
+
+def refuse(error: UsageError) -> int:
+    """Print the one line; the exit status of bad usage."""
+    sys.stderr.write(f"splitnet: error: {error}\n")
+    return 2

@@ -1,0 +1,253 @@
+"""Train the network on its devices, test it, and measure it beside the same network on one device."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from splitnet import tables
+from splitnet.comparison import WARM_UP, Training, compare
+from splitnet.errors import UsageError
+from splitnet.measure.records import RunFolder, environment, plain
+from splitnet.network import weights
+from splitnet.network.architecture import Architecture
+from splitnet.network.presets import preset, presets
+from splitnet.network.towers import SplitNet
+from splitnet.options import option, parse, refuse
+from splitnet.parallel.audit import UnknownCopyError, audit
+from splitnet.parallel.placement import Placement, host, place
+from splitnet.training.data import NAMES, Dataset, batches, load, order
+from splitnet.training.loop import DivergedError, Step, Test, evaluate, train
+from splitnet.training.optimizer import LEARNING_RATES, make_optimizer
+
+ROUNDS = 5
+"""Measured steps of each layout in the comparison."""
+
+SHORT_TEST = 1000
+"""Test images for a run of less than an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The command line, and the record of it in run.json."""
+
+    preset: str = option("fashion", "the network", presets())
+    towers: int = option(2, "towers that share it; 1 is the dense network")
+    crosses: str | None = option(None, "rows that read every tower: names joined by commas, all, or none")
+    devices: str | None = option(None, "one for each tower, joined by commas, or one for the whole network")
+    data: str = option("fashion-mnist", "the images", NAMES)
+    data_dir: Path | None = option(None, "where they are")
+    epochs: int | None = option(None, "passes over the training set, tested after each")
+    steps: int | None = option(None, "steps instead of epochs; 0 only tests (30 if neither is given)")
+    batch_size: int = option(64, "images in a step")
+    optimizer: str = option("adam", "the optimizer; SGD has momentum 0.9", tuple(LEARNING_RATES))
+    lr: float | None = option(None, "learning rate (Adam 0.001, SGD 0.01)")
+    weights: Path | None = option(None, "start from these: safetensors, whole network")
+    seed: int = option(0, "of weights, order and dropout")
+    threads: int | None = option(None, "CPU threads (PyTorch's choice)")
+    compare: bool = option(True, "measure beside the same network on one device")
+    out: Path = option(Path("profiles"), "the folder that gets the run's folder")
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 0), ("threads", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: at least {least}")
+        if self.epochs is not None and self.steps is not None:
+            raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise UsageError(f"--lr {self.lr}: a positive number")
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """Where training ends."""
+        return {"epochs": self.epochs, "steps": 30 if self.epochs is None and self.steps is None else self.steps}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that is decided before anything is written."""
+
+    options: RunOptions
+    dataset: Dataset
+    architecture: Architecture
+    placement: Placement
+    state: dict[str, Tensor] | None
+    """Weights to start from; None draws them."""
+
+    def network(self) -> SplitNet:
+        net = host(self.architecture, self.placement, self.options.seed)
+        if self.state is not None:
+            net.load_whole_state_dict(self.state)
+        return net
+
+
+def prepare(options: RunOptions) -> Job:
+    """Read and check everything that a person can get wrong. UsageError, and nothing left behind."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    architecture = preset(options.preset, options.towers, options.crosses)
+    dataset = load(options.data, options.data_dir, size=architecture.size, seed=options.seed)
+    architecture = architecture.adapted(dataset.channels, len(dataset.classes))
+    placement = place(architecture, None if options.devices is None else options.devices.split(","))
+    state = None if options.weights is None else weights.read(options.weights, architecture)
+    return Job(options, dataset, architecture, placement, state)
+
+
+class Report:
+    """Prints, and keeps what was printed about in the run's folder."""
+
+    def __init__(self, job: Job, folder: RunFolder, console: Console) -> None:
+        self.job, self.folder, self.console = job, folder, console
+        self.tests: list[Test] = []
+        self.steps: list[Step] = []
+        self.summary: dict[str, Any] = {"status": "running", "options": job.options}
+
+    def opening(self) -> None:
+        job, architecture = self.job, self.job.architecture
+        self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
+        self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
+        self.console.print(tables.layers(architecture, job.placement, job.options.batch_size))
+        self.summary |= environment() | {
+            "devices": [str(device) for device in job.placement.devices],
+            "reason": job.placement.reason,
+            "data": job.dataset.origin,
+            "threads": torch.get_num_threads(),
+            "parameters": architecture.parameters,
+            "bytes_exchanged_a_step": architecture.bytes_exchanged(job.options.batch_size),
+        }
+        self.folder.write("run", self.summary)
+
+    def add(self, record: Step | Test) -> None:
+        if isinstance(record, Test):
+            self.tests.append(record)
+        else:
+            self.steps.append(record)
+        self.folder.append(type(record).__name__.lower(), record)
+
+    def trained(self) -> None:
+        """What training came to, for as far as it got."""
+        if self.steps:
+            images, seconds = sum(s.images for s in self.steps), sum(s.seconds for s in self.steps)
+            self.console.print(
+                f"Trained {len(self.steps):,} steps, {images:,} images in {seconds:,.0f} s ({images / seconds:,.1f}"
+                f" images/s); loss {self.steps[0].loss:.4f} at the first, {self.steps[-1].loss:.4f} at the last.",
+                highlight=False,
+            )
+        if self.tests:
+            self.console.print(tables.tests(map(plain, self.tests)))
+        skipped = self.job.dataset.skipped
+        if skipped:
+            first, why = next(iter(skipped.items()))
+            self.console.print(f"Skipped {len(skipped)} broken images, the first {first}: {why}", highlight=False)
+
+    def close(self, status: str) -> None:
+        self.summary |= {"status": status, "steps": len(self.steps), "skipped": self.job.dataset.skipped}
+        self.folder.write("run", self.summary)
+        self.console.print(f"Run folder: {self.folder.path}", highlight=False, soft_wrap=True)
+        self.folder.close()
+
+
+def learn(job: Job, report: Report) -> None:
+    """Train and test, a record at a time, under a progress bar; then audit what crossed."""
+    options, net = job.options, job.network()
+    optimizer = make_optimizer(net.parameters(), options.optimizer, options.lr)
+    split, size = job.dataset.train, options.batch_size
+    a_pass = -(-len(split) // size)
+    limits = options.limits
+    total = limits["steps"] if limits["epochs"] is None else limits["epochs"] * a_pass
+    assert total is not None
+    tested_at = None
+    with progress_bar(report.console, total) as show:
+        for record in train(net, split, optimizer, batch_size=size, seed=options.seed, **limits):
+            report.add(record)
+            show(record)
+            if record.ends_epoch:
+                tested_at = record.step
+                report.add(
+                    evaluate(net, job.dataset.test, batch_size=size, step=record.step + 1, epoch=record.epoch + 1)
+                )
+    if not report.steps or report.steps[-1].step != tested_at:
+        few = SHORT_TEST if report.steps and tested_at is None else None
+        done = len(report.steps)
+        report.add(evaluate(net, job.dataset.test, batch_size=size, step=done, epoch=-(-done // a_pass), images=few))
+    learnt, tested = sum(s.images for s in report.steps), sum(t.images for t in report.tests)
+    found = audit(job.architecture, job.placement, net.ledger.transfers(), learnt + tested, learnt)
+    report.console.print(str(found), highlight=False)
+
+
+@contextmanager
+def progress_bar(console: Console, total: int) -> Iterator[Any]:
+    """Yields what shows one step's record."""
+    text = "loss {task.fields[loss]} · accuracy {task.fields[accuracy]} · {task.fields[speed]} images/s"
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TextColumn(text), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total, loss="-", accuracy="-", speed="-")
+
+        def show(step: Step) -> None:
+            speed = step.images / step.seconds
+            progress.update(
+                task, advance=1, loss=f"{step.loss:.4f}", accuracy=f"{step.accuracy:.3f}", speed=f"{speed:.1f}"
+            )
+
+        yield show
+
+
+def measure(job: Job, report: Report) -> None:
+    """The comparison, printed and written."""
+    options = job.options
+    keyed_order = order(len(job.dataset.train), options.seed, 0)
+    first = list(islice(batches(job.dataset.train, options.batch_size, keyed_order), WARM_UP + ROUNDS))
+    whole = [batch for batch in first if len(batch.labels) == len(first[0].labels)]
+    steps = [whole[i % len(whole)] for i in range(WARM_UP + ROUNDS)]  # small sets are gone through again
+    training = Training(steps, options.optimizer, options.lr, options.seed)
+    comparison: dict[str, Any] = {}
+    with report.console.status("") as status:
+        for text, found in compare(job.architecture, job.placement, training, ROUNDS):
+            status.update(text)
+            comparison = plain(found) if found else comparison
+    report.folder.write("compare", comparison)
+    report.console.print(tables.results(comparison))
+    report.console.print(tables.notes(comparison), highlight=False)
+    if comparison["layouts"][0]["exchanged"]:
+        report.console.print(tables.exchanges(comparison["layouts"][0]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 if the loss diverged, 2 for bad usage, 130 when interrupted."""
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    try:
+        options = parse(RunOptions, "run", __doc__ or "", argv)
+        job = prepare(options)
+        folder = RunFolder.create(options.out, f"{options.preset}-{options.towers}x{len(job.placement.devices)}")
+    except UsageError as error:
+        return refuse(error)
+    report = Report(job, folder, console)
+    report.opening()
+    status, code = "finished", 0
+    try:
+        try:
+            learn(job, report)
+        finally:
+            report.trained()
+        if options.compare:
+            measure(job, report)
+    except KeyboardInterrupt:
+        status, code = "interrupted", 130
+    except (DivergedError, UnknownCopyError) as error:
+        status, code = f"failed: {error}", 1
+        sys.stderr.write(f"splitnet: error: {error}\n")
+    report.close(status)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What a run prints: tables of 80 columns, made from the same data as its files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from splitnet.equality import Comparison
+from splitnet.network.architecture import Architecture, Row
+from splitnet.parallel.placement import Placement
+
+MIB = 2**20
+
+
+def layers(architecture: Architecture, placement: Placement, batch: int) -> Table:
+    """Each row of the network: what a tower makes of it, what it holds, and what crosses in front of it."""
+    towers = architecture.towers
+    where = placement.devices if len(placement.devices) == towers else placement.devices * towers
+    table = _table(f"{architecture.name}: {towers} tower{'s' * (towers > 1)}, a step of {batch} images")
+    table.add_column("row")
+    table.add_column("each tower makes", no_wrap=True)
+    for tower in range(towers):
+        table.add_column(f"parameters\ntower {tower}\n{where[tower]}", justify="right", no_wrap=True)
+    table.add_column("crosses before it\nbytes a step", justify="right")
+    for row in architecture.rows():
+        held = [f"{n:,}" if (n := row.parameters_on(tower)) else "-" for tower in range(towers)]
+        crossing = sum(t.bytes for t in row.transfers(batch))
+        table.add_row(row.name, _shape(row), *held, f"{crossing:,}" if crossing else "")
+    totals = [f"{architecture.parameters_on(tower):,}" for tower in range(towers)]
+    table.add_section()
+    table.add_row("all", f"{architecture.parameters:,} in all", *totals, f"{architecture.bytes_exchanged(batch):,}")
+    return table
+
+
+def _shape(row: Row) -> str:
+    out = row.layer.out // row.holders
+    sides = [side for _, side in row.outputs]
+    if row.layer.kernel is None:
+        return str(out)
+    return f"{out}×{sides[0]}×{sides[0]}" + (f" → {sides[-1]}×{sides[-1]}" if sides[-1] != sides[0] else "")
+
+
+def devices(architecture: Architecture, placement: Placement) -> str:
+    """The first line of the output: what was chosen, and why."""
+    towers = architecture.towers
+    what = "one tower" if towers == 1 else f"{towers} towers"
+    return f"{architecture.name}, {what} on {placement} ({placement.reason})"
+
+
+def tests(records: Iterable[dict[str, Any]]) -> Table:
+    """Accuracy on the test set, each time it was taken."""
+    table = _table("Test set")
+    for heading in ("after steps", "epochs begun", "images", "mean loss", "accuracy"):
+        table.add_column(heading, justify="right")
+    for r in records:
+        table.add_row(f"{r['step']:,}", f"{r['epoch']}", f"{r['images']:,}", f"{r['loss']:.4f}", f"{r['accuracy']:.4f}")
+    return table
+
+
+def results(comparison: dict[str, Any]) -> Table:
+    """The layouts side by side: one column each, what was measured down the side."""
+    layouts = comparison["layouts"]
+    table = _table(f"Training steps, {comparison['rounds']} in alternation after {comparison['warm_up']} of warm-up")
+    table.add_column("")
+    for layout in layouts:
+        table.add_column(_heading(layout), justify="right")
+    for name, cells in _result_rows(comparison, layouts):
+        if any(cells):
+            table.add_row(name, *cells)
+    return table
+
+
+HEADINGS = {"towers": "{towers} towers", "whole": "same, whole", "dense": "dense"}
+
+
+def _heading(layout: dict[str, Any]) -> str:
+    return "\n".join([HEADINGS[layout["layout"]].format(**layout), ", ".join(dict.fromkeys(layout["devices"]))])
+
+
+def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[str]]]:
+    yield "images/s", [_spread(layout["images_per_second"], 1) for layout in layouts]
+    yield "step ms", [_spread(layout["step_ms"], 0) for layout in layouts]
+    if any(device.startswith("fake") for layout in layouts for device in layout["devices"]):
+        yield "step ms, emulated", [_spread(layout["device_step_ms"], 0) for layout in layouts]
+    yield "parameters", [f"{layout['parameters']:,}" for layout in layouts]
+    base = HEADINGS[comparison["base"]].format(**layouts[0])
+    yield f"speed / {base}", [_spread(layout["ratio"], 3) for layout in layouts]
+    for device in dict.fromkeys(d for layout in layouts for d in layout["memory"]):
+        kinds = [("peak", f"peak MiB {device}")] + [
+            (k, f"  {k}") for k in ("parameters", "gradients", "optimizer", "activations")
+        ]
+        for kind, heading in kinds:
+            yield heading, [_mib(layout["memory"].get(device), kind) for layout in layouts]
+    for kind in ("measured", "derived"):
+        totals = [sum(e[kind] for e in layout["exchanged"]) for layout in layouts]
+        yield f"bytes a step, {kind}", [f"{total:,.0f}" for total in totals]
+    for step, heading in ((0, "loss difference, first step"), (-1, "  last step")):
+        differences = [layout["loss_differences"] for layout in layouts]
+        yield heading, ["" if d is None else f"{d[step]:.1e}" for d in differences]
+    yield "loss, last step", [f"{layout['losses'][-1]:.4f}" for layout in layouts]
+
+
+def notes(comparison: dict[str, Any]) -> str:
+    """What the figures of `results` stand for."""
+    lines = [
+        "Ratios are taken round by round. Activations are the rest of the peak. Losses differ by float32 rounding,"
+        " which grows with each update, fastest under Adam: python -m splitnet.verify proves equality in float64."
+    ]
+    if any(device.startswith("fake") for layout in comparison["layouts"] for device in layout["devices"]):
+        lines.append(
+            "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's, emulated"
+            " ms those of the devices' clocks, had they worked side by side. Memory counts tensors only."
+        )
+    return "\n".join(lines)
+
+
+def exchanges(layout: dict[str, Any]) -> Table:
+    """Each crossing's bytes: counted by the ledger, and derived from the table."""
+    table = _table("Exchanged in a step, forward and backward")
+    table.add_column("before")
+    for heading in ("bytes measured", "bytes derived"):
+        table.add_column(heading, justify="right")
+    for entry in layout["exchanged"]:
+        table.add_row(entry["row"], f"{entry['measured']:,.0f}", f"{entry['derived']:,}")
+    return table
+
+
+def _spread(spread: dict[str, float] | None, digits: int) -> str:
+    if spread is None:
+        return ""
+    least, greatest = f"{spread['least']:.{digits}f}", f"{spread['greatest']:.{digits}f}"
+    median = f"{spread['median']:.{digits}f}"
+    return median if least == greatest else f"{median}\n({least}-{greatest})"
+
+
+def _mib(memory: dict[str, int] | None, kind: str) -> str:
+    return "" if memory is None else f"{memory[kind] / MIB:,.0f}"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+
+
+def differences(rows: Iterable[Comparison], tolerances: Mapping[str, float], precision: str, steps: int) -> Table:
+    """Every row's largest difference from the whole network, the worst first."""
+    table = _table(f"Differences over {steps} steps of SGD with momentum, relative to the norm, {precision}")
+    table.add_column("row")
+    for kind, tolerance in tolerances.items():
+        table.add_column(f"{kind}\nup to {tolerance:g}", justify="right")
+    table.add_column("times\ntolerance", justify="right")
+    for row in rows:
+        cells = [f"{row.differences[kind]:.1e}" if kind in row.differences else "" for kind in tolerances]
+        table.add_row(row.row, *cells, f"{row.excess(tolerances):.2g}")
+    return table

@@ -1,0 +1,138 @@
+"""Prove that the towers on their devices compute the same function as the whole network on one device."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from splitnet import tables
+from splitnet.equality import STEPS, TOLERANCES, Comparison, Trial, across_the_seam, attempt, compare, identical, images
+from splitnet.errors import UsageError
+from splitnet.faults import FAULTS, broken, check_has_place
+from splitnet.network.architecture import Architecture
+from splitnet.network.presets import preset, presets
+from splitnet.options import option, parse, refuse
+from splitnet.parallel.placement import Placement, host, place
+
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """The command line."""
+
+    preset: str = option("fashion", "the network", presets())
+    towers: int = option(2, "towers that share it")
+    crosses: str | None = option(None, "rows that read every tower: names joined by commas, all, or none")
+    devices: str | None = option(None, "one for each tower, joined by commas")
+    precision: str = option("float64", "of the proof", tuple(PRECISIONS))
+    break_: str | None = option(None, "make a mistake on purpose, which must be found", tuple(FAULTS))
+    batch_size: int = option(4, "images in a step")
+    seed: int = option(0, "of weights, images and dropout")
+    threads: int | None = option(None, "CPU threads (PyTorch's choice)")
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("seed", 0), ("threads", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: at least {least}")
+
+
+def check(options: VerifyOptions) -> tuple[Architecture, Placement]:
+    """What is to be proven, and where. UsageError if there is nothing to prove."""
+    architecture = preset(options.preset, options.towers, options.crosses)
+    if options.break_ is not None:
+        check_has_place(options.break_, architecture)
+    placement = place(architecture, None if options.devices is None else options.devices.split(","))
+    if placement.whole:
+        raise UsageError(
+            f"--towers {options.towers} on {placement}: one piece on one device has nothing to be compared with"
+            " (name a device for each of two or more towers)"
+        )
+    return architecture, placement
+
+
+class Proof:
+    """Runs the layouts on the same images from the same weights."""
+
+    def __init__(self, options: VerifyOptions, architecture: Architecture, placement: Placement) -> None:
+        self.options, self.architecture, self.placement = options, architecture, placement
+        self.dtype = PRECISIONS[options.precision]
+        self.pixels, self.labels = images(architecture, options.batch_size, options.seed, self.dtype)
+
+    def trial(self, placement: Placement, architecture: Architecture, fault: str | None = None) -> Trial:
+        net = host(architecture, placement, self.options.seed).to(self.dtype)
+        if fault is not None:
+            net = broken(fault, net, placement.devices)
+        return attempt(net, self.pixels, self.labels)
+
+    def towers(self) -> Trial:
+        return self.trial(self.placement, self.architecture, self.options.break_)
+
+    def against_whole(self, towers: Trial) -> list[Comparison]:
+        """Every row against the whole network in one piece on the first device, the worst first."""
+        seam = self.options.break_ == "lrn-across"
+        table = across_the_seam(self.architecture) if seam else self.architecture
+        whole = self.trial(Placement(self.placement.devices[:1], ""), table)
+        tolerances = TOLERANCES[self.dtype]
+        return sorted(compare(self.architecture, towers, whole), key=lambda row: -row.excess(tolerances))
+
+    def against_towers(self, towers: Trial) -> Iterator[tuple[str, list[str]]]:
+        """(where, names of what is not equal to the bit) for all towers on one device."""
+        first = self.placement.devices[0]
+        for device in dict.fromkeys((first, torch.device("cpu") if first.type == "fake" else first)):
+            together = Placement((device,) * self.architecture.towers, "")
+            yield str(device), identical(towers, self.trial(together, self.architecture))
+
+
+def use_exact_kernels() -> None:
+    """On CUDA: deterministic algorithms, and no products in TF32."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+
+
+def prove(proof: Proof, console: Console) -> bool:
+    """Print every row, the worst first, and what follows from it."""
+    options, tolerances = proof.options, TOLERANCES[proof.dtype]
+    towers = proof.towers()
+    rows = proof.against_whole(towers)
+    console.print(tables.differences(rows, tolerances, options.precision, STEPS))
+    worst = rows[0].excess(tolerances)
+    equal = worst <= 1
+    console.print(
+        f"Towers {'equal' if equal else 'do NOT equal'} the whole network on {proof.placement.devices[0]}:"
+        f" the worst is {worst:.2g} times its tolerance ({rows[0].row}).",
+        highlight=False,
+    )
+    for device, wrong in proof.against_towers(towers):
+        equal = equal and not wrong
+        found = "equal bit for bit" if not wrong else f"NOT equal in {len(wrong)} places, first {wrong[0]}"
+        console.print(f"Towers on {proof.placement} and all on {device}: {found}.", highlight=False)
+    if options.break_ is not None:
+        found = "found" if worst >= 1000 else "NOT found a thousandfold"
+        console.print(f"Broken on purpose ({options.break_}: {FAULTS[options.break_]}): {found}.", highlight=False)
+    return equal
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 proven, 1 not, 2 for bad usage."""
+    console = Console(width=None if sys.stdout.isatty() else 80)
+    try:
+        options = parse(VerifyOptions, "verify", __doc__ or "", argv)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        architecture, placement = check(options)
+    except UsageError as error:
+        return refuse(error)
+    use_exact_kernels()
+    console.print(tables.devices(architecture, placement), highlight=False, soft_wrap=True)
+    return 0 if prove(Proof(options, architecture, placement), console) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
