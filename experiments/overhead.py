@@ -15,7 +15,7 @@ from splitnet.comparison import WARM_UP, Contender, Training
 from splitnet.measure.meter import Layout, alternate, ratio
 from splitnet.measure.records import load
 from splitnet.network.presets import preset, presets
-from splitnet.options import option, parse
+from splitnet.options import guarded, option, parse
 from splitnet.parallel.placement import place
 from splitnet.training.data import batches
 from splitnet.training.data import load as load_data
@@ -30,7 +30,7 @@ class Options:
 
 
 def main() -> None:
-    options = parse(Options, "overhead", __doc__ or "")
+    options = parse(Options, "experiments/overhead", __doc__ or "")
     torch.set_num_threads(options.threads)
     table = preset(options.preset, 2)
     small = "fashion-mnist-small"
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

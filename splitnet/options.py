@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import UnionType
@@ -61,3 +61,11 @@ def refuse(error: UsageError) -> int:
     """Print the one line; the exit status of bad usage."""
     sys.stderr.write(f"splitnet: error: {error}\n")
     return 2
+
+
+def guarded(main: Callable[[], int | None]) -> NoReturn:
+    """Run a script's main; bad usage is one line and exit 2."""
+    try:
+        sys.exit(main())
+    except UsageError as error:
+        sys.exit(refuse(error))

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from splitnet.testing import fake_devices  # noqa: F401
 from torch import Tensor, nn
+
+from splitnet.testing import fake_devices  # noqa: F401
 
 X = torch.linspace(0.1, 0.9, 16).reshape(4, 4)
 MASK = X > 0.5
@@ -107,7 +108,7 @@ OPERATIONS: dict[str, tuple[Operation, Tensor, Tensor]] = {
     "scatter_add": (lambda x, y: x.scatter_add(0, INDEX.to(x.device)[None], y), X, X),
     "take": (torch.take, X, INDEX),
     "put value": (lambda x, y: x.clone().index_put_((INDEX.to(x.device),), y), X, X),
-    "repeat_interleave": (torch.repeat_interleave, X, INDEX),
+    "repeat_interleave": (lambda x, i: x.repeat_interleave(i, dim=0), X, INDEX),
     "searchsorted": (torch.searchsorted, X[0], X[0]),
     "bucketize": (torch.bucketize, X, X[0]),
     "bincount": (torch.bincount, INDEX, X[0]),
@@ -118,7 +119,7 @@ OPERATIONS: dict[str, tuple[Operation, Tensor, Tensor]] = {
     "masked_fill_": (lambda x, m: x.clone().masked_fill_(m, 0.0), X, MASK),
     "out of add": (lambda x, y: torch.add(x, x, out=y.clone()), X, X),
     "out of matmul": (lambda x, y: torch.matmul(x, x, out=y.clone()), X, X),
-    "out of cat": (lambda x, y: torch.cat([x, x], out=y.clone()), X, X),
+    "out of cat": (lambda x, y: torch.cat([x, x], out=torch.cat([y, y])), X, X),
     "foreach": (lambda x, y: torch._foreach_add([x, x], [x, y]), X, X),
 }
 
@@ -139,3 +140,150 @@ def test_tensors_on_two_devices_are_refused(name: str, places: tuple[str, str]) 
 def test_on_one_device_the_same_operation_works(name: str) -> None:
     operation, first, second = OPERATIONS[name]
     operation(first.to(ONE), second.to(ONE))
+
+
+TWO_ON_CPU = torch.tensor(2.0)
+
+# What a GPU takes from the host beside its own tensors: 0-dim tensors where it would take a number, and indices.
+ACCEPTED: dict[str, tuple[Operation, Tensor, Tensor]] = {
+    "add": (torch.add, X, TWO_ON_CPU),
+    "from the left": (lambda x, y: y - x, X, TWO_ON_CPU),
+    "mul_": (lambda x, y: x.clone().mul_(y), X, TWO_ON_CPU),
+    "where": (lambda x, y: torch.where(x > 0.5, x, y), X, TWO_ON_CPU),
+    "masked_fill": (lambda x, y: x.masked_fill(x > 0.5, y), X, TWO_ON_CPU),
+    "fill_": (lambda x, y: x.clone().fill_(y), X, TWO_ON_CPU),
+    "foreach": (lambda x, y: torch._foreach_mul([x], y)[0], X, TWO_ON_CPU),
+    "addcmul value": (lambda x, y: torch.addcmul(x, x, y), X, TWO_ON_CPU),
+    "mse_loss": (lambda x, y: torch.ops.aten.mse_loss(x, y), X, TWO_ON_CPU),
+    "index": (lambda x, i: x[i], X, INDEX),
+    "mask": (lambda x, m: x[m], X, MASK),
+    "index and slice": (lambda x, i: x[:, i], X, INDEX),
+    "set by index": (lambda x, i: x.clone().index_put_((i,), torch.tensor(1.0)), X, INDEX),
+    "view_as": (lambda x, y: x.view_as(y), X, X),
+    "expand_as": (lambda x, y: x[:1].expand_as(y), X, X),
+}
+
+# 0-dim tensors that a GPU refuses all the same: these kernels are not built for numbers.
+NOT_ACCEPTED: dict[str, tuple[Operation, Tensor, Tensor]] = {
+    "clamp": (lambda x, y: torch.clamp(x, min=y), X, TWO_ON_CPU),
+    "logaddexp": (torch.logaddexp, X, TWO_ON_CPU),
+    "stack": (lambda x, y: torch.stack([x[0, 0], y]), X, TWO_ON_CPU),
+    "take index": (torch.take, X, torch.tensor(0)),
+    "in place on the host": (lambda x, y: y.clone().add_(x[0, 0]), X, TWO_ON_CPU),
+    "indexed host": (lambda x, y: y.expand(4)[x[0].long()], X, TWO_ON_CPU),
+}
+
+
+@pytest.mark.usefixtures("fake_devices")
+@pytest.mark.parametrize("grad", [torch.enable_grad, torch.inference_mode], ids=["grad", "inference"])
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_the_host_s_numbers_and_indices_are_accepted(name: str, grad: type) -> None:
+    operation, first, second = ACCEPTED[name]
+    with grad():
+        result = operation(first.to(ONE), second)
+        assert isinstance(result, Tensor)
+        assert str(result.device) == ONE
+        assert torch.equal(result.cpu(), operation(first, second))
+
+
+@pytest.mark.usefixtures("fake_devices")
+@pytest.mark.parametrize("name", NOT_ACCEPTED)
+def test_other_numbers_of_the_host_are_refused(name: str) -> None:
+    operation, first, second = NOT_ACCEPTED[name]
+    with pytest.raises(RuntimeError, match="same device"):
+        operation(first.to(ONE), second)
+
+
+@pytest.mark.usefixtures("fake_devices")
+def test_a_number_on_another_fake_device_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="fake:0 and fake:1"):
+        X.to(ONE) + TWO_ON_CPU.to(TWO)
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList(nn.ModuleDict({"conv3": nn.Conv2d(3, 4, 3, device=d)}) for d in (ONE, TWO))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([tower["conv3"](x) for tower in self.towers])
+
+
+@pytest.mark.usefixtures("fake_devices")
+def test_the_module_where_it_happened_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"fake:0 and fake:1! \(convolution in towers\.1\.conv3 \(Conv2d\)\)"):
+        Towers()(IMAGES.to(ONE))
+
+
+@pytest.mark.usefixtures("fake_devices")
+def test_code_of_the_outermost_module_is_named_by_its_class() -> None:
+    towers = Towers()
+    towers.towers[1]["conv3"].forward = lambda x: x.to(TWO)
+    with pytest.raises(RuntimeError, match=r"\(cat in Towers\)"):
+        towers(IMAGES.to(ONE))
+
+
+@pytest.mark.usefixtures("fake_devices")
+def test_backward_is_named_by_its_node() -> None:
+    class Stray(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> Tensor:
+            return grad + torch.ones(4, 4, device=TWO)
+
+    with pytest.raises(RuntimeError, match=r"same device.*\(add in backward of Stray"):
+        Stray.apply(X.to(ONE).requires_grad_()).sum().backward()
+
+
+@pytest.mark.usefixtures("fake_devices")
+def test_gradients_stay_on_their_device() -> None:
+    x = X.to(ONE).requires_grad_()
+    with pytest.raises(RuntimeError, match="device"):
+        x.grad = X.to(TWO)
+    with pytest.raises(RuntimeError, match="device"):
+        x.grad = X
+    with pytest.raises(RuntimeError, match="device"):
+        (x * 2).backward(X.to(TWO))
+
+    x.grad = None
+    (x * 2).backward(X)  # nothing here meets a tensor on the device, so that nothing can object …
+    with pytest.raises(RuntimeError, match="same device"):
+        x.grad.mul_(2)  # … before somebody looks at the gradient
+    x.grad = None
+
+    class Stray(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> Tensor:
+            return grad.to(TWO)
+
+    with pytest.raises(RuntimeError, match="device"):
+        Stray.apply(x).sum().backward()
+
+
+@pytest.mark.usefixtures("fake_devices")
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_s_state_stays_with_its_parameter(make: type[torch.optim.Optimizer]) -> None:
+    x = nn.Parameter(X.to(ONE))
+    optimizer = make([x], **({"momentum": 0.9} if make is torch.optim.SGD else {}))
+    for _ in range(2):
+        x.grad = torch.ones_like(x)
+        optimizer.step()
+    for state in optimizer.state.values():
+        for name in state:
+            if isinstance(state[name], Tensor) and state[name].dim():
+                state[name] = state[name].to(TWO)
+    with pytest.raises(RuntimeError, match="same device"):
+        optimizer.step()
+
+
+@pytest.mark.usefixtures("fake_devices")
+def test_the_meta_device_is_no_host() -> None:
+    with pytest.raises(RuntimeError, match="fake:0 and meta"):
+        X.to(ONE) + torch.zeros((), device="meta")

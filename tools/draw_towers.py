@@ -24,7 +24,7 @@ STYLE = """
 def draw(architecture: Architecture) -> str:
     """The SVG: a column for each row of the table, a line of boxes for each tower."""
     rows = architecture.rows()
-    parts = [_images(architecture)]
+    parts = [_images(architecture), *(_label(tower) for tower in range(architecture.towers))]
     for column, row in enumerate(rows):
         parts += [_box(row, column, tower) for tower in range(row.holders)]
         parts += _arrows(row, column)
@@ -32,6 +32,7 @@ def draw(architecture: Architecture) -> str:
         f"{architecture.name}: {architecture.towers} towers that exchange activations only in front of"
         f" {', '.join(row.name for row in rows if row.crosses)}"
     )
+    parts.append(f'<text class="small" x="{WIDTH // 2}" y="{HEIGHT - 14}">{caption(architecture)}</text>')
     body = "\n".join(parts)
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">
 <title>{title}</title>
@@ -65,6 +66,11 @@ def _images(architecture: Architecture) -> str:
         f'<text class="name" x="36" y="{middle - 3}">images</text>'
         f'<text class="small" x="36" y="{middle + 14}">{channels}×{size}×{size}</text>'
     )
+
+
+def _label(tower: int) -> str:
+    y = _top(tower) + (TALL + 20 if tower else -10)
+    return f'<text class="small" style="text-anchor: start" x="{LEFT}" y="{y}">tower {tower} on cuda:{tower}</text>'
 
 
 def _box(row: Row, column: int, tower: int) -> str:
@@ -113,13 +119,11 @@ def _line(kind: str, x1: int, y1: int, x2: int, y2: int) -> str:
 def caption(architecture: Architecture) -> str:
     """One line under the figure."""
     size = architecture.bytes_exchanged(1, "forward")
-    return f"bytes handed over for one image, forward; {size:,} in all, and as many backward"
+    return f"orange: all that crosses, in bytes for one float32 image; {size:,} forward, and as many backward"
 
 
 def main() -> None:
-    architecture = preset("alexnet", towers=2)
-    foot = f'<text class="small" x="{WIDTH // 2}" y="{HEIGHT - 14}">{caption(architecture)}</text>\n</svg>'
-    sys.stdout.write(draw(architecture).replace("</svg>", foot))
+    sys.stdout.write(draw(preset("alexnet", towers=2)))
 
 
 if __name__ == "__main__":

@@ -54,14 +54,19 @@ class Ledger:
 
 
 class LocalExchange:
-    """All towers in this process, tower i on devices[i]; devices may repeat."""
+    """All towers in this process, tower i on devices[i]; devices may repeat.
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
-        self.devices = tuple(devices)
+    `pin`: images go through pinned memory, from which GPUs fetch them while the host goes on.
+    """
+
+    def __init__(self, devices: Sequence[torch.device], pin: bool = False) -> None:
+        self.devices, self.pin = tuple(devices), pin
         self.ledger = Ledger()
 
     def replicate(self, images: Tensor) -> list[Tensor]:
         """The same images for every tower: one copy to each device."""
+        if self.pin and images.device.type == "cpu":
+            images = images.pin_memory()
         copies = {device: images.to(device, non_blocking=True) for device in dict.fromkeys(self.devices)}
         return [copies[device] for device in self.devices]
 

@@ -130,7 +130,9 @@ def host(architecture: Architecture, placement: Placement, seed: int) -> SplitNe
     """The towers on the devices of a placement."""
     shares = [range(architecture.towers)] if placement.whole else [range(i, i + 1) for i in range(architecture.towers)]
     exchange = UndividedExchange if placement.whole else LocalExchange
-    net = SplitNet(architecture, [Tower(architecture, share) for share in shares], exchange(placement.devices))
+    pin = any(device.type == "cuda" for device in placement.devices)
+    towers = [Tower(architecture, share) for share in shares]
+    net = SplitNet(architecture, towers, exchange(placement.devices, pin))
     net.moment = Moment(seed)
     net.load_whole_state_dict(weights.draw(architecture, seed))
     for tower, device in zip(net.hosted, placement.devices, strict=True):

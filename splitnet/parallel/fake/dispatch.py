@@ -174,6 +174,18 @@ def _copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor
     return target
 
 
+def _becomes_gradient(func: Any) -> Callable[..., Tensor]:
+    """`detach` or `clone`: what autograd does with the gradient that it leaves in `.grad`."""
+
+    def detach(x: FakeTensor, **kwargs: Any) -> Tensor:
+        node: Any = torch._C._current_autograd_node()  # None outside of backward
+        if node is not None and node.name() == "torch::autograd::AccumulateGrad":
+            mixing.check_gradient(node.variable, x)
+        return _run(func, (x,), kwargs)
+
+    return detach
+
+
 def _item(x: FakeTensor) -> Any:
     """The value of a tensor with one element, copied to the host."""
     data = x._data.clone() if faults.any_active() else x._data
@@ -249,6 +261,8 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._to_copy.default: _to_copy,
     aten.copy_.default: _copy_,
     aten._local_scalar_dense.default: _item,
+    aten.detach.default: _becomes_gradient(aten.detach.default),
+    aten.clone.default: _becomes_gradient(aten.clone.default),
     aten.equal.default: _equal,
     aten.set_.source_Storage: _set_storage("source_Storage"),
     aten.set_.source_Storage_storage_offset: _set_storage("source_Storage_storage_offset"),

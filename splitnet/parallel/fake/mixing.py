@@ -3,28 +3,36 @@
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from splitnet.parallel.fake.operators import Operator
 
 
 def refuse(operator: Operator, devices: Sequence[torch.device]) -> NoReturn:
     """Raise RuntimeError for tensors on `devices`, two different ones."""
-    names = " and ".join(map(str, devices))
-    node = torch._C._current_autograd_node()
-    places = [f"operation {operator.name}"]
-    if node is not None:
-        places.append(f"backward of {node.name().removesuffix('0').removesuffix('Backward')}")
-    module = current_module()
-    if module is not None:
-        places.append(module)
     raise RuntimeError(
         "Expected all tensors to be on the same device, but found at least two devices, "
-        f"{names}! ({', in '.join(places)})"
+        f"{' and '.join(map(str, devices))}! ({operator.name}{_where()})"
     )
+
+
+def check_gradient(x: Tensor, grad: Tensor) -> None:
+    """Raise RuntimeError unless `grad` is where `x` is."""
+    if grad.device != x.device:
+        raise RuntimeError(
+            f"Expected a tensor and its gradient to be on the same device, but found {x.device} and {grad.device}!"
+        )
+
+
+def _where() -> str:
+    node: Any = torch._C._current_autograd_node()  # None outside of backward
+    if node is not None:
+        return f" in backward of {node.name()}"
+    module = current_module()
+    return f" in {module}" if module else ""
 
 
 def current_module() -> str | None:

@@ -137,6 +137,11 @@ class Event:
         """Nothing to wait for."""
 
 
+def get_amp_supported_dtype() -> list[torch.dtype]:
+    """None: `torch.autocast("fake")` warns and stays off."""
+    return []
+
+
 def _is_in_bad_fork() -> bool:
     return False
 

@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from splitnet.parallel.fake import devices, memory
+from splitnet.parallel.fake import devices, memory, mixing
 from splitnet.parallel.fake.storage import FakeStorage
 
 _OWN_ATTRIBUTES = frozenset({"_data", "_index"})
 
-_DATA: Any = torch._C.TensorBase.data  # the property that the class below covers
+_DATA: Any = torch._C.TensorBase.data  # the two properties that the class below covers
+_GRAD: Any = torch._C.TensorBase.grad
 
 Operate = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -51,6 +52,10 @@ class FakeTensor(Tensor):
             dtype=data.dtype,
             device=devices.native(index),
         )
+        if data.is_conj():  # lazy bits, which PyTorch asks the shell for
+            torch._C._set_conj(self, True)
+        if data.is_neg():
+            torch._C._set_neg(self, True)
         self._data, self._index = data, index
         return self
 
@@ -87,6 +92,22 @@ class FakeTensor(Tensor):
         new = nn.Parameter(value, self.requires_grad) if getattr(self, "_is_param", False) else value.detach()
         torch.utils.swap_tensors(self, new.requires_grad_(self.requires_grad))
         self.grad = None if kept is None else kept.to(value.device)
+
+    @property
+    def grad(self) -> Tensor | None:
+        """As for every tensor. Autograd does not look where the gradients of subclasses are, so this does."""
+        grad = _GRAD.__get__(self)
+        if grad is not None:
+            mixing.check_gradient(self, grad)
+        return grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        _GRAD.__set__(self, value)
+
+    @grad.deleter
+    def grad(self) -> None:
+        _GRAD.__delete__(self)
 
     def reshaped(self) -> None:
         """Show the shape and strides that `_data` has now, after an operation changed them in place."""

@@ -1,0 +1,49 @@
+"""The experiments run, and their claims hold where a test can say so: in bytes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_two_towers_need_little_more_than_half_the_memory():
+    from experiments.memory import peaks
+    from splitnet.network.presets import preset
+
+    table = preset("alexnet", 2)
+    [single] = peaks(table, ["fake:0"], 4).values()
+    both = peaks(table, ["fake:0", "fake:1"], 4)
+    assert set(both) == {"fake:0", "fake:1"}
+    assert all(peak <= 0.55 * single for peak in both.values())
+    assert single > 3 * 4 * table.parameters  # weights, gradients, velocity
+
+
+@pytest.mark.slow
+def test_the_largest_batch_is_the_last_that_fits():
+    from experiments.memory import largest, peaks
+    from splitnet.network.presets import preset
+
+    table = preset("alexnet", 2).scaled(1 / 8, size=96)
+    capacity = 40_000_000
+    images = largest(table, ["fake:0"], capacity)
+    assert max(peaks(table, ["fake:0"], images).values()) <= capacity
+    assert max(peaks(table, ["fake:0"], images + 1).values()) > capacity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        ("overhead", "--preset lenet", "splitnet: error"),
+        ("overhead", "--batch-size 2 --rounds 1 --threads 1", "two towers, fake devices / plain CPU: "),
+        ("memory", "--preset fashion --batch-size 2 --capacity-mb 0 --threads 1", "two devices  fake:1:"),
+    ],
+)
+def test_an_experiment_prints_its_figures(script, words, expected):
+    command = [sys.executable, f"experiments/{script}.py", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert expected in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
