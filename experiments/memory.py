@@ -64,7 +64,7 @@ def largest(table: Architecture, devices: list[str], capacity: int) -> int:
 
 
 def main() -> None:
-    options = parse(Options, "experiments/memory", __doc__ or "")
+    options = parse(Options, "experiments/memory.py", __doc__ or "")
     torch.set_num_threads(options.threads)
     table = preset(options.preset, 2)
     found = {name: peaks(table, devices, options.batch_size) for name, devices in LAYOUTS.items()}

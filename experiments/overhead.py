@@ -30,7 +30,7 @@ class Options:
 
 
 def main() -> None:
-    options = parse(Options, "experiments/overhead", __doc__ or "")
+    options = parse(Options, "experiments/overhead.py", __doc__ or "")
     torch.set_num_threads(options.threads)
     table = preset(options.preset, 2)
     small = "fashion-mnist-small"

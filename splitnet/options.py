@@ -26,8 +26,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(options: type[T], command: str, description: str, argv: Sequence[str] | None = None) -> T:
-    """The options given on a command line. UsageError for what is not one."""
-    parser = Parser(f"python -m splitnet.{command}", description=description, allow_abbrev=False)
+    """The options given on a command line. UsageError for what is not one.
+
+    `command` is the module's name below splitnet, or the path of a script.
+    """
+    program = command if "/" in command else f"-m splitnet.{command}"
+    usage = f"python {program} [options]"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(f"python {program}", usage=usage, description=description, formatter_class=raw, allow_abbrev=False)
     hints = get_type_hints(options)
     for entry in fields(options):  # type: ignore[arg-type]
         _add(parser, entry, hints[entry.name])
@@ -42,10 +48,12 @@ def _add(parser: argparse.ArgumentParser, entry: "Field[Any]", hint: Any) -> Non
     if kind is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
         return
+    choices = entry.metadata["choices"]
+    if choices:
+        settings["help"] += f": {', '.join(choices)}"
     if entry.default is not None:
         settings["help"] += f" (default {entry.default})"
-    choices = entry.metadata["choices"]
-    parser.add_argument(flag, type=kind, choices=choices, metavar=None if choices else _metavar(kind), **settings)
+    parser.add_argument(flag, type=kind, choices=choices, metavar=_metavar(kind), **settings)
 
 
 def _kind(hint: Any) -> Any:

@@ -23,7 +23,7 @@ from splitnet.network.presets import preset, presets
 from splitnet.network.towers import SplitNet
 from splitnet.options import option, parse, refuse
 from splitnet.parallel.audit import UnknownCopyError, audit
-from splitnet.parallel.placement import Placement, host, place
+from splitnet.parallel.placement import Placement, describe, host, place
 from splitnet.training.data import NAMES, Dataset, batches, load, order
 from splitnet.training.loop import DivergedError, Step, Test, evaluate, train
 from splitnet.training.optimizer import LEARNING_RATES, make_optimizer
@@ -117,7 +117,7 @@ class Report:
         self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
         self.console.print(tables.layers(architecture, job.placement, job.options.batch_size))
         self.summary |= environment() | {
-            "devices": [str(device) for device in job.placement.devices],
+            "devices": describe(job.placement),
             "reason": job.placement.reason,
             "data": job.dataset.origin,
             "threads": torch.get_num_threads(),
@@ -221,8 +221,34 @@ def measure(job: Job, report: Report) -> None:
         report.console.print(tables.exchanges(comparison["layouts"][0]))
 
 
+def carry_out(job: Job, report: Report) -> tuple[str, int]:
+    """Train, test, measure. Returns how it ended and the exit status; what was recorded until then is told."""
+    try:
+        report.opening()
+        try:
+            learn(job, report)
+        finally:
+            report.trained()
+        if job.options.compare:
+            measure(job, report)
+    except KeyboardInterrupt:
+        return "interrupted", 130
+    except UsageError as error:
+        return f"failed: {error}", refuse(error)
+    except torch.OutOfMemoryError as error:
+        return _failed(f"out of memory; a smaller --batch-size needs less ({error})")
+    except (DivergedError, UnknownCopyError, OSError) as error:
+        return _failed(str(error))
+    return "finished", 0
+
+
+def _failed(why: str) -> tuple[str, int]:
+    sys.stderr.write(f"splitnet: error: {why.splitlines()[0]}\n")
+    return f"failed: {why}", 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 if the loss diverged, 2 for bad usage, 130 when interrupted."""
+    """Exit status: 0, 1 if training failed (a loss that is not finite), 2 for bad usage, 130 when interrupted."""
     console = Console(width=None if sys.stdout.isatty() else 80)
     try:
         options = parse(RunOptions, "run", __doc__ or "", argv)
@@ -230,21 +256,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = RunFolder.create(options.out, f"{options.preset}-{options.towers}x{len(job.placement.devices)}")
     except UsageError as error:
         return refuse(error)
-    report = Report(job, folder, console)
-    report.opening()
-    status, code = "finished", 0
-    try:
-        try:
-            learn(job, report)
-        finally:
-            report.trained()
-        if options.compare:
-            measure(job, report)
     except KeyboardInterrupt:
-        status, code = "interrupted", 130
-    except (DivergedError, UnknownCopyError) as error:
-        status, code = f"failed: {error}", 1
-        sys.stderr.write(f"splitnet: error: {error}\n")
+        return 130
+    report = Report(job, folder, console)
+    status, code = carry_out(job, report)
     report.close(status)
     return code
 

@@ -16,21 +16,28 @@ MIB = 2**20
 def layers(architecture: Architecture, placement: Placement, batch: int) -> Table:
     """Each row of the network: what a tower makes of it, what it holds, and what crosses in front of it."""
     towers = architecture.towers
-    where = placement.devices if len(placement.devices) == towers else placement.devices * towers
     table = _table(f"{architecture.name}: {towers} tower{'s' * (towers > 1)}, a step of {batch} images")
     table.add_column("row")
     table.add_column("each tower makes", no_wrap=True)
-    for tower in range(towers):
-        table.add_column(f"parameters\ntower {tower}\n{where[tower]}", justify="right", no_wrap=True)
+    for heading in _holders(towers, placement):
+        table.add_column(f"parameters\n{heading}", justify="right", no_wrap=True)
     table.add_column("crosses before it\nbytes a step", justify="right")
+    told = range(min(towers, 2))  # from tower 1 on they are alike
     for row in architecture.rows():
-        held = [f"{n:,}" if (n := row.parameters_on(tower)) else "-" for tower in range(towers)]
+        held = [f"{n:,}" if (n := row.parameters_on(tower)) else "-" for tower in told]
         crossing = sum(t.bytes for t in row.transfers(batch))
         table.add_row(row.name, _shape(row), *held, f"{crossing:,}" if crossing else "")
-    totals = [f"{architecture.parameters_on(tower):,}" for tower in range(towers)]
+    totals = [f"{architecture.parameters_on(tower):,}" for tower in told]
     table.add_section()
     table.add_row("all", f"{architecture.parameters:,} in all", *totals, f"{architecture.bytes_exchanged(batch):,}")
     return table
+
+
+def _holders(towers: int, placement: Placement) -> list[str]:
+    devices = list(placement.devices) * (towers if placement.whole else 1)
+    if towers <= 2:
+        return [f"tower {tower}\n{device}" for tower, device in enumerate(devices)]
+    return [f"tower 0\n{devices[0]}", f"towers 1-{towers - 1}\neach"]
 
 
 def _shape(row: Row) -> str:
@@ -112,6 +119,8 @@ def notes(comparison: dict[str, Any]) -> str:
             "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's, emulated"
             " ms those of the devices' clocks, had they worked side by side. Memory counts tensors only."
         )
+    if not all(layout["memory"] for layout in comparison["layouts"]):
+        lines.append("The plain CPU has no memory counters: fake devices (--devices fake:0,fake:1) count.")
     return "\n".join(lines)
 
 

@@ -127,11 +127,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         architecture, placement = check(options)
+        use_exact_kernels()
+        console.print(tables.devices(architecture, placement), highlight=False, soft_wrap=True)
+        return 0 if prove(Proof(options, architecture, placement), console) else 1
     except UsageError as error:
         return refuse(error)
-    use_exact_kernels()
-    console.print(tables.devices(architecture, placement), highlight=False, soft_wrap=True)
-    return 0 if prove(Proof(options, architecture, placement), console) else 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -100,6 +101,18 @@ def _check_computes(device: torch.device) -> None:
         torch.ones(1, device=device).add(1).item()
     except Exception as error:  # each backend has its own way of not being there
         raise UsageError(f"--devices {device}: does not compute on this machine") from error
+
+
+def describe(placement: Placement) -> list[dict[str, Any]]:
+    """Each device's name, and to which of the others it reads and writes without the host (None: no GPU)."""
+    found: list[dict[str, Any]] = []
+    for device in dict.fromkeys(placement.devices):
+        gpus = [d for d in dict.fromkeys(placement.devices) if d.type == device.type == "cuda" and d != device]
+        module = None if device.type == "cpu" else torch.get_device_module(device)
+        peers = {str(d): torch.cuda.can_device_access_peer(device, d) for d in gpus}
+        name = getattr(module, "get_device_name", str)(device)
+        found.append({"device": str(device), "name": name, "peer_access": peers or None})
+    return found
 
 
 def build(

@@ -78,6 +78,8 @@ def fault(
     """
     if kind not in get_args(Kind):
         raise ValueError(f"no fault is called {kind!r}: choose from {', '.join(get_args(Kind))}")
+    if every < 1:
+        raise ValueError(f"every must be at least 1, not {every}")
     entry = Fault(kind, _place(source), _place(target), _place(arrives), factor, every)
     _active.append(entry)
     try:
