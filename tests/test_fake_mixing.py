@@ -168,6 +168,7 @@ NOT_ACCEPTED: dict[str, tuple[Operation, Tensor, Tensor]] = {
     "clamp": (lambda x, y: torch.clamp(x, min=y), X, TWO_ON_CPU),
     "logaddexp": (torch.logaddexp, X, TWO_ON_CPU),
     "stack": (lambda x, y: torch.stack([x[0, 0], y]), X, TWO_ON_CPU),
+    "sigmoid_backward": (torch.ops.aten.sigmoid_backward, X, TWO_ON_CPU),
     "take index": (torch.take, X, torch.tensor(0)),
     "in place on the host": (lambda x, y: y.clone().add_(x[0, 0]), X, TWO_ON_CPU),
     "indexed host": (lambda x, y: y.expand(4)[x[0].long()], X, TWO_ON_CPU),

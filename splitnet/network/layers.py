@@ -34,6 +34,7 @@ class Block(nn.Module):
         super().__init__()
         self.row, self.architecture = row, architecture
         self.towers = (0,) if row.layer.home else tuple(towers)
+        self.place = architecture.layers.index(row.layer)
         out, *inner = row.weight_shape
         out = out * len(self.towers) // row.holders
         self.groups = row.groups if len(self.towers) > 1 else 1
@@ -93,11 +94,10 @@ class Block(nn.Module):
     def kept(self, x: Tensor, moment: Moment) -> Tensor:
         """Which units of x live: a mask of its shape, each tower's units by their own key."""
         flat = x.flatten(1)
-        row = next(i for i, layer in enumerate(self.architecture.layers) if layer.name == self.row.name)
         images = torch.arange(len(x), device=x.device) + moment.first_image
         units = torch.arange(flat.shape[1] // len(self.towers), device=x.device)
         masks = [
-            kept_units(images, units, keyed.key(moment.seed, moment.step, row, tower), self.architecture.dropout)
+            kept_units(images, units, keyed.key(moment.seed, moment.step, self.place, tower), self.architecture.dropout)
             for tower in self.towers
         ]
         return torch.cat(masks, dim=1).view(x.shape) if len(masks) > 1 else masks[0].view(x.shape)

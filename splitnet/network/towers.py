@@ -52,7 +52,9 @@ class SplitNet(nn.Module):
     def __init__(self, architecture: Architecture, hosted: Sequence[Tower], exchange: Exchange) -> None:
         super().__init__()
         self.architecture = architecture
-        self.towers = nn.ModuleList(hosted)
+        self.rows = architecture.rows()
+        self.hosted = list(hosted)
+        self.towers = nn.ModuleList(self.hosted)  # registers them; `hosted` keeps their type
         self.exchange = exchange
         self.moment = Moment()
 
@@ -61,14 +63,10 @@ class SplitNet(nn.Module):
         """What the towers handed each other since it was cleared."""
         return self.exchange.ledger
 
-    @property
-    def hosted(self) -> list[Tower]:
-        return [tower for tower in self.towers if isinstance(tower, Tower)]
-
     def forward(self, images: Tensor | list[Tensor]) -> Tensor:
         """Images (B, C, S, S) anywhere, or already one tensor a tower, to logits (B, classes) on tower 0."""
         xs = images if isinstance(images, list) else self.exchange.replicate(images)
-        *rows, last = self.architecture.rows()
+        *rows, last = self.rows
         for row in rows:
             if row.crosses:
                 with record_function(spans.exchange(row.name)):

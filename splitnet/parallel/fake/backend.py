@@ -47,6 +47,7 @@ def _register() -> None:
     torch.serialization.register_package(15, storage.tag, storage.restore)
     for name in ("set_device_index", "synchronize", *runtime.MEMORY):  # those that would fail an internal check
         setattr(torch.accelerator, name, getattr(runtime, name))
+    torch.UntypedStorage.__new__ = staticmethod(storage.new_storage)  # type: ignore[assignment]
     tensor.operate = dispatch.dispatch
     _libraries.extend(_kernels())
 
@@ -72,13 +73,14 @@ class _Guard(torch._C._acc.DeviceGuard):
 
 
 def _kernels() -> list[Library]:
-    """Factories under both names of the devices, everything that comes past the tensors, and three exceptions."""
+    """Factories under both names of the devices, everything that comes past the tensors, and what differs by device."""
     kernels, fallbacks = Library("aten", "IMPL"), Library("_", "IMPL")
     for key in ("PrivateUse1", "Lazy"):
         for func in (aten.empty.memory_format, aten.empty_strided.default):
             kernels.impl(func, _kernel(func), key)
         fallbacks.fallback(_fallback, key)
-    kernels.impl(aten.copy_.default, _kernel(aten.copy_.default), "Lazy")  # comes from torch.tensor(device=)
+    for func in (aten.copy_.default, aten._local_scalar_dense.default):  # torch.tensor calls these past the tensors
+        kernels.impl(func, _kernel(func), "Lazy")
     kernels.impl(aten.dropout.default, dispatch.dropout, "AutogradLazy")
     kernels.impl(aten._has_compatible_shallow_copy_type.default, _can_become, "AutogradLazy")
     kernels.impl(aten._pin_memory.default, _pin_memory, "CPU")

@@ -40,13 +40,13 @@ def current_module() -> str | None:
 
     Found on the stack, so that nothing has to be kept while all goes well.
     """
-    inner, outer = None, None
+    inner: nn.Module | None = None
+    outer: nn.Module | None = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         running = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames[:1] else None
         if isinstance(running, nn.Module):
-            inner = inner or running
-            outer = running
+            inner, outer = (running if inner is None else inner), running
         frame = frame.f_back
     if inner is None or outer is None:
         return None

@@ -67,6 +67,13 @@ for _name in _CHANGING_OR_READING:
     setattr(FakeStorage, _name, _refuse)
 
 
+def new_storage(cls: type[torch.UntypedStorage], *args: Any, device: Any = None, **kwargs: Any) -> Any:
+    """`UntypedStorage.__new__`, which would crash the process where it is asked for memory of a fake device."""
+    if device is not None and devices.index_of(device) is not None:
+        raise NotImplementedError(f"a storage on {device} cannot be made alone: make a tensor")
+    return _new_storage(cls, *args, **({} if device is None else {"device": device}), **kwargs)
+
+
 def restore(storage: Any, location: str) -> FakeStorage | None:
     """A loaded storage on the fake device `location`; None where that is another kind of device."""
     if not location.startswith("fake"):

@@ -155,6 +155,11 @@ class FakeTensor(Tensor):
         """Does nothing, as on a GPU."""
         return self
 
+    def __copy__(self) -> Tensor:
+        new = self.detach().requires_grad_(self.requires_grad)
+        new.__dict__.update(self._attributes())
+        return new
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "FakeTensor":
         if id(self) in memo:
             return memo[id(self)]

@@ -1,0 +1,150 @@
+"""The devices' clocks: each advances by its own work, copies take the link, and waiting aligns them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from splitnet.parallel import fake
+from splitnet.parallel.fake import clocks
+from splitnet.testing import fake_devices  # noqa: F401
+
+ONE, TWO = "fake:0", "fake:1"
+
+pytestmark = pytest.mark.usefixtures("fake_devices")
+
+
+@pytest.fixture
+def _slow_link() -> None:
+    """A second for each kilobyte: nothing that is measured matters beside it."""
+    fake.set_link(bytes_per_second=1000, latency=0.5)
+
+
+def _timed(device: str, work: Callable[[], object]) -> float:
+    start = fake.clock(device)
+    work()
+    return fake.clock(device) - start
+
+
+def test_work_advances_its_own_device() -> None:
+    x = torch.ones(200, 200, device=ONE)
+    other = fake.clock(TWO)
+    assert _timed(ONE, lambda: x @ x) > 0
+    assert fake.clock(TWO) == other
+
+
+@pytest.mark.parametrize(
+    "free",
+    [
+        lambda x: x.view(-1),
+        lambda x: x.t(),
+        lambda x: x[0],
+        lambda x: x.detach(),
+        lambda x: x.expand(3, 4, 4),
+        lambda x: x.split(2),
+        lambda x: torch.empty(5, device=ONE),
+        lambda x: torch.empty_like(x),
+        lambda x: x.new_empty(3),
+        lambda x: torch.empty_strided((2, 2), (1, 2), device=ONE),
+    ],
+)
+def test_views_and_empty_tensors_are_free(free: Callable[[torch.Tensor], object]) -> None:
+    x = torch.ones(4, 4, device=ONE)
+    assert _timed(ONE, lambda: free(x)) == 0
+
+
+def test_a_faster_device_takes_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(4, device=ONE)
+    ticks = iter(range(100))
+    monkeypatch.setattr("splitnet.parallel.fake.execute.time.perf_counter", lambda: float(next(ticks)))
+    assert _timed(ONE, lambda: x + x) == 1
+    fake.set_speed(ONE, 4)
+    assert _timed(ONE, lambda: x + x) == 0.25
+    with pytest.raises(ValueError, match="0 times as fast"):
+        fake.set_speed(ONE, 0)
+
+
+@pytest.mark.usefixtures("_slow_link")
+def test_a_copy_takes_the_link_and_both_ends() -> None:
+    x = torch.ones(500, device=ONE)
+    clocks.reset()
+    fake.set_link(1000, 0.5)
+    x.to(TWO)
+    assert fake.clock(ONE) == fake.clock(TWO) == pytest.approx(2.5)
+    x.to(TWO)
+    assert fake.clock(TWO) == pytest.approx(5.0)
+
+
+def _at_zero(bytes_per_second: float = 1000, latency: float = 0.5) -> None:
+    clocks.reset()
+    fake.set_link(bytes_per_second, latency)
+
+
+def test_both_directions_run_at_once() -> None:
+    x, y = torch.ones(500, device=ONE), torch.ones(250, device=TWO)
+    _at_zero()
+    x.to(TWO)
+    y.to(ONE)
+    assert fake.clock(ONE) == fake.clock(TWO) == pytest.approx(2.5)
+
+
+def test_a_copy_waits_for_both_ends_and_for_its_data() -> None:
+    fake.install(3)
+    x = torch.ones(500, device=ONE)
+    _at_zero()
+    clocks.compute(1, 1.0)
+    y = x.to(TWO)  # from 1.0 to 3.5
+    assert fake.clock(TWO) == pytest.approx(3.5)
+    y.to("fake:2")  # not before it has arrived
+    assert fake.clock("fake:2") == pytest.approx(6.0)
+
+
+def test_work_waits_for_copies() -> None:
+    x = torch.ones(500, device=ONE)
+    _at_zero()
+    y = x.to(TWO)
+    x.add_(1)
+    y.add_(1)
+    assert 2.5 < fake.clock(ONE) < 3.5
+    assert 2.5 < fake.clock(TWO) < 3.5
+
+
+def test_the_host_has_links_too_and_holds_everything_back_while_it_waits() -> None:
+    x = torch.ones(500)
+    _at_zero()
+    y = x.to(ONE)
+    assert (fake.clock(ONE), fake.clock(TWO)) == (pytest.approx(2.5), 0)
+    y[0].item()
+    assert fake.clock(TWO) == fake.clock(ONE) == pytest.approx(2.5 + 0.504)
+
+
+def test_synchronize_aligns_the_clocks() -> None:
+    clocks.compute(0, 5.0)
+    clocks.compute(1, 2.0)
+    torch.fake.synchronize(TWO)
+    assert fake.clock(ONE) == pytest.approx(5.0, abs=1)
+    latest = fake.clock(ONE)
+    torch.fake.synchronize()
+    assert fake.clock(ONE) == fake.clock(TWO) == latest
+
+
+def test_the_default_link() -> None:
+    x = torch.ones(3_000_000, device=ONE)
+    clocks.reset()
+    x.to(TWO)
+    assert fake.clock(TWO) == pytest.approx(1e-3 + 10e-6)
+
+
+@pytest.mark.parametrize(("bytes_per_second", "latency"), [(0, 0), (1, -1)])
+def test_an_impossible_link_is_refused(bytes_per_second: float, latency: float) -> None:
+    with pytest.raises(ValueError, match="no link"):
+        fake.set_link(bytes_per_second, latency)
+
+
+def test_reset_starts_again() -> None:
+    fake.set_speed(ONE, 3)
+    fake.set_link(1, 1)
+    torch.ones(3, device=ONE).to(TWO)
+    fake.reset()
+    assert fake.clock(ONE) == fake.clock(TWO) == 0
+    assert (clocks.speed[0], clocks.link) == (1, clocks.Link())
