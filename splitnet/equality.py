@@ -3,7 +3,7 @@
 The network is run as a user trains it, dropout on, for a few steps of SGD with momentum, from the same weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from splitnet.network.towers import SplitNet
 from splitnet.network.weights import join
 from splitnet.training.data import load, to_network
 from splitnet.training.optimizer import make_optimizer
+
+Tensors = dict[str, list[Tensor]]
 
 STEPS = 3
 LEARNING_RATE = 1e-3
@@ -148,14 +150,19 @@ def compare(architecture: Architecture, found: Trial, reference: Trial) -> list[
 def _differences(row: str, found: Trial, reference: Trial) -> Iterator[tuple[str, float]]:
     names = (f"{row}.weight", f"{row}.bias")
     yield "output", _worst(found.outputs[row], reference.outputs[row])
-    yield "gradient", max(_worst(found.gradients[name], reference.gradients[name]) for name in names)
-    yield "weights", max(_worst([found.weights[name]], [reference.weights[name]]) for name in names)
+    yield "gradient", _largest(_worst(found.gradients[name], reference.gradients[name]) for name in names)
+    yield "weights", _largest(_worst([found.weights[name]], [reference.weights[name]]) for name in names)
     if row in reference.kept or row in found.kept:
         yield "dropped", _masks_differ(found.kept.get(row, []), reference.kept.get(row, []))
 
 
 def _worst(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    return max(_relative(a, b) for a, b in zip(found, reference, strict=True))
+    return _largest(_relative(a, b) for a, b in zip(found, reference, strict=True))
+
+
+def _largest(values: Iterable[float]) -> float:
+    """The largest, and NaN if one of them is: `max` would drop it unless it came first."""
+    return torch.tensor(list(values), dtype=torch.float64).max().item()
 
 
 def _relative(found: Tensor, reference: Tensor) -> float:
@@ -172,10 +179,24 @@ def _masks_differ(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float
 
 def identical(found: Trial, reference: Trial) -> list[str]:
     """Names of what is not equal bit for bit."""
-    pairs = [("output", found.outputs, reference.outputs), ("gradient", found.gradients, reference.gradients)]
-    pairs += [("kept", found.kept, reference.kept)]
-    wrong = [f"{kind} {n}" for kind, a, b in pairs for n in b if not all(map(torch.equal, a[n], b[n]))]
-    return wrong + [f"weights {n}" for n in found.weights if not torch.equal(found.weights[n], reference.weights[n])]
+    kinds: list[tuple[str, Tensors, Tensors]] = [
+        ("output", found.outputs, reference.outputs),
+        ("gradient", found.gradients, reference.gradients),
+        ("kept", found.kept, reference.kept),
+        ("weights", _alone(found.weights), _alone(reference.weights)),
+    ]
+    return [f"{kind} {n}" for kind, a, b in kinds for n in a | b if not _same_bits(a.get(n, []), b.get(n, []))]
+
+
+def _alone(tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name: [tensor] for name, tensor in tensors.items()}
+
+
+def _same_bits(found: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
+    """The same tensors to the sign of a zero. A NaN equals nothing: it proves nothing."""
+    signs = [(torch.signbit(a), torch.signbit(b)) for a, b in zip(found, reference, strict=False)]
+    equal = all(map(torch.equal, found, reference)) and all(torch.equal(a, b) for a, b in signs)
+    return equal and len(found) == len(reference)
 
 
 def across_the_seam(architecture: Architecture) -> Architecture:

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import UnionType
@@ -11,6 +12,9 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 from splitnet.errors import UsageError
 
 T = TypeVar("T")
+
+LARGEST = 2**63 - 1
+"""What PyTorch takes as a number."""
 
 
 def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
@@ -31,6 +35,7 @@ def parse(options: type[T], command: str, description: str, argv: Sequence[str] 
     `command` is the module's name below splitnet, or the path of a script.
     """
     program = command if "/" in command else f"-m splitnet.{command}"
+    description = "\n".join(textwrap.fill(paragraph, 80) for paragraph in description.splitlines())
     usage = f"python {program} [options]"
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(f"python {program}", usage=usage, description=description, formatter_class=raw, allow_abbrev=False)
@@ -63,6 +68,15 @@ def _kind(hint: Any) -> Any:
 
 def _metavar(kind: type) -> str:
     return {int: "N", float: "X", Path: "PATH"}.get(kind, "NAME")
+
+
+def check_bounds(options: object, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """UsageError for a number below or above what its option takes."""
+    for name, (least, most) in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            wanted = f"at least {least}" if value < least else f"at most {most}"
+            raise UsageError(f"--{name.replace('_', '-')} {value}: {wanted}")
 
 
 def refuse(error: UsageError) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from splitnet.network import weights
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
 from splitnet.network.towers import SplitNet
-from splitnet.options import option, parse, refuse
+from splitnet.options import LARGEST, check_bounds, option, parse, refuse
+from splitnet.parallel import fake
 from splitnet.parallel.audit import UnknownCopyError, audit
 from splitnet.parallel.placement import Placement, describe, host, place
 from splitnet.training.data import NAMES, Dataset, batches, load, order
@@ -57,10 +59,8 @@ class RunOptions:
     out: Path = option(Path("profiles"), "the folder that gets the run's folder")
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 0), ("threads", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: at least {least}")
+        least = {"batch_size": 1, "epochs": 1, "steps": 0, "seed": 0}
+        check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | {"threads": (1, 1024)})
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
         if self.lr is not None and not 0 < self.lr < float("inf"):
@@ -113,9 +113,6 @@ class Report:
 
     def opening(self) -> None:
         job, architecture = self.job, self.job.architecture
-        self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
-        self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
-        self.console.print(tables.layers(architecture, job.placement, job.options.batch_size))
         self.summary |= environment() | {
             "devices": describe(job.placement),
             "reason": job.placement.reason,
@@ -125,6 +122,9 @@ class Report:
             "bytes_exchanged_a_step": architecture.bytes_exchanged(job.options.batch_size),
         }
         self.folder.write("run", self.summary)
+        self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
+        self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
+        self.console.print(tables.layers(architecture, job.placement, job.options.batch_size))
 
     def add(self, record: Step | Test) -> None:
         if isinstance(record, Test):
@@ -138,8 +138,9 @@ class Report:
         if self.steps:
             images, seconds = sum(s.images for s in self.steps), sum(s.seconds for s in self.steps)
             self.console.print(
-                f"Trained {len(self.steps):,} steps, {images:,} images in {seconds:,.0f} s ({images / seconds:,.1f}"
-                f" images/s); loss {self.steps[0].loss:.4f} at the first, {self.steps[-1].loss:.4f} at the last.",
+                f"Trained {_counted(len(self.steps), 'step')}, {_counted(images, 'image')} in {seconds:,.0f} s"
+                f" ({images / seconds:,.1f} images/s);"
+                f" loss {self.steps[0].loss:.4f} at the first, {self.steps[-1].loss:.4f} at the last.",
                 highlight=False,
             )
         if self.tests:
@@ -147,7 +148,10 @@ class Report:
         skipped = self.job.dataset.skipped
         if skipped:
             first, why = next(iter(skipped.items()))
-            self.console.print(f"Skipped {len(skipped)} broken images, the first {first}: {why}", highlight=False)
+            self.console.print(
+                f"Skipped {_counted(len(skipped), 'broken image')}, the first {first}: {why}",
+                highlight=False,
+            )
 
     def close(self, status: str) -> None:
         self.summary |= {"status": status, "steps": len(self.steps), "skipped": self.job.dataset.skipped}
@@ -156,8 +160,13 @@ class Report:
         self.folder.close()
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def learn(job: Job, report: Report) -> None:
     """Train and test, a record at a time, under a progress bar; then audit what crossed."""
+    fake.clear_copies()  # what this process did before is not audited
     options, net = job.options, job.network()
     optimizer = make_optimizer(net.parameters(), options.optimizer, options.lr)
     split, size = job.dataset.train, options.batch_size
@@ -214,6 +223,11 @@ def measure(job: Job, report: Report) -> None:
         for text, found in compare(job.architecture, job.placement, training, ROUNDS):
             status.update(text)
             comparison = plain(found) if found else comparison
+    for layout in comparison["layouts"]:
+        if not all(map(isfinite, layout["losses"])):
+            raise DivergedError(
+                f"the comparison: the loss of {layout['layout']} is not finite; a smaller --lr may help"
+            )
     report.folder.write("compare", comparison)
     report.console.print(tables.results(comparison))
     report.console.print(tables.notes(comparison), highlight=False)
@@ -229,7 +243,7 @@ def carry_out(job: Job, report: Report) -> tuple[str, int]:
             learn(job, report)
         finally:
             report.trained()
-        if job.options.compare:
+        if job.options.compare and job.options.steps != 0:
             measure(job, report)
     except KeyboardInterrupt:
         return "interrupted", 130
@@ -249,7 +263,7 @@ def _failed(why: str) -> tuple[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if training failed (a loss that is not finite), 2 for bad usage, 130 when interrupted."""
-    console = Console(width=None if sys.stdout.isatty() else 80)
+    console = tables.console()
     try:
         options = parse(RunOptions, "run", __doc__ or "", argv)
         job = prepare(options)

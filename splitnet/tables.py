@@ -1,9 +1,12 @@
 """What a run prints: tables of 80 columns, made from the same data as its files."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from splitnet.equality import Comparison
@@ -11,6 +14,13 @@ from splitnet.network.architecture import Architecture, Row
 from splitnet.parallel.placement import Placement
 
 MIB = 2**20
+
+
+def console() -> Console:
+    """As wide as the terminal, or 80 columns; a character that stdout has no code for becomes "?"."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(width=None if sys.stdout.isatty() else 80)
 
 
 def layers(architecture: Architecture, placement: Placement, batch: int) -> Table:
@@ -61,8 +71,12 @@ def tests(records: Iterable[dict[str, Any]]) -> Table:
     for heading in ("after steps", "epochs begun", "images", "mean loss", "accuracy"):
         table.add_column(heading, justify="right")
     for r in records:
-        table.add_row(f"{r['step']:,}", f"{r['epoch']}", f"{r['images']:,}", f"{r['loss']:.4f}", f"{r['accuracy']:.4f}")
+        table.add_row(f"{r['step']:,}", f"{r['epoch']}", f"{r['images']:,}", _loss(r["loss"]), f"{r['accuracy']:.4f}")
     return table
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.4f}" if loss < 1e6 else f"{loss:.3e}"
 
 
 def results(comparison: dict[str, Any]) -> Table:
@@ -105,7 +119,7 @@ def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) 
     for step, heading in ((0, "loss difference, first step"), (-1, "  last step")):
         differences = [layout["loss_differences"] for layout in layouts]
         yield heading, ["" if d is None else f"{d[step]:.1e}" for d in differences]
-    yield "loss, last step", [f"{layout['losses'][-1]:.4f}" for layout in layouts]
+    yield "loss, last step", [_loss(layout["losses"][-1]) for layout in layouts]
 
 
 def notes(comparison: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from splitnet.errors import UsageError
 from splitnet.faults import FAULTS, broken, check_has_place
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
-from splitnet.options import option, parse, refuse
+from splitnet.options import LARGEST, check_bounds, option, parse, refuse
 from splitnet.parallel.placement import Placement, host, place
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -35,10 +35,7 @@ class VerifyOptions:
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("seed", 0), ("threads", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: at least {least}")
+        check_bounds(self, {"batch_size": (2, LARGEST), "seed": (0, LARGEST), "threads": (1, 1024)})
 
 
 def check(options: VerifyOptions) -> tuple[Architecture, Placement]:
@@ -121,7 +118,7 @@ def prove(proof: Proof, console: Console) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 proven, 1 not, 2 for bad usage."""
-    console = Console(width=None if sys.stdout.isatty() else 80)
+    console = tables.console()
     try:
         options = parse(VerifyOptions, "verify", __doc__ or "", argv)
         if options.threads is not None:

@@ -1,4 +1,4 @@
-"""What every test starts from: a seed, two threads, and a reason where it cannot run."""
+"""What every test starts from: a seed, one thread, and a reason where it cannot run."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def why_no_gpus(count: int) -> str:
 
 
 def pytest_sessionstart() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

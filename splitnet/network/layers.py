@@ -112,7 +112,11 @@ def kept_units(images: Tensor, units: Tensor, key: int, chance: float) -> Tensor
 
 def response_norm(x: Tensor, norm: Norm) -> Tensor:
     """Return x / (k + alpha/n * (sum of squares over n channels)) ** beta, on (B, C, S, S)."""
-    return F.local_response_norm(x, norm.size, norm.alpha, norm.beta, norm.k)
+    before, behind = norm.size // 2, (norm.size - 1) // 2
+    squares = F.pad((x * x).flatten(2).unsqueeze(1), (0, 0, before, behind))  # (B, 1, C + n - 1, S * S)
+    # not F.local_response_norm: it pools in three dimensions, which has no deterministic backward on CUDA
+    means = F.avg_pool2d(squares, (norm.size, 1), stride=1).view(x.shape)
+    return x / (norm.k + norm.alpha * means) ** norm.beta
 
 
 def spatial_response_norm(x: Tensor, norm: Norm) -> Tensor:

@@ -146,4 +146,7 @@ def preset(name: str, towers: int = 2, crosses: str | None = None) -> Architectu
 def _crossing_names(architecture: Architecture, crosses: str) -> list[str]:
     if crosses == "all":
         return [layer.name for layer in architecture.layers[1:]]
-    return [] if crosses == "none" else [name.strip() for name in crosses.split(",")]
+    names = [] if crosses == "none" else [name.strip() for name in crosses.split(",")]
+    if "" in names:
+        raise UsageError(f"--crosses {crosses}: a name is missing (names joined by commas, all, or none)")
+    return names

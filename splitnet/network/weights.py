@@ -41,7 +41,7 @@ def draw(architecture: Architecture, seed: int) -> State:
 def read(path: Path, architecture: Architecture) -> State:
     """A whole state from a safetensors file. UsageError if there is none, or another network's."""
     if not path.is_file():
-        raise UsageError(f"--weights {path}: no such file")
+        raise UsageError(f"--weights {path}: {'not a file' if path.exists() else 'no such file'}")
     from safetensors.torch import load_file  # only who has weights to read needs the package
 
     try:
@@ -86,6 +86,6 @@ def chunk(architecture: Architecture, state: Mapping[str, Tensor], towers: Seque
 def join(architecture: Architecture, shares: Sequence[Mapping[str, Tensor]]) -> State:
     """The whole state from the shares of all towers in order, on the CPU."""
     return {
-        name: torch.cat([share[name].detach().cpu() for share in shares if name in share])
+        name: torch.cat([share[name].detach().cpu() for share in shares if name in share]).contiguous()
         for name in shapes(architecture)
     }

@@ -135,7 +135,7 @@ def _with_last(found: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
 def evaluate(
     net: SplitNet, split: Split, *, batch_size: int, step: int = 0, epoch: int = 0, images: int | None = None
 ) -> Test:
-    """Loss and accuracy on the first `images` of a split, or on all of it."""
+    """Loss and accuracy on the first `images` of a split, or on all of it. DivergedError if it is not finite."""
     net.eval()
     start = time.perf_counter()
     total = min(len(split), images or len(split))
@@ -145,4 +145,6 @@ def evaluate(
             mean, correct = _outcome(net, batch).tolist()
             loss, right, seen = loss + mean * len(batch.labels), right + correct, seen + len(batch.labels)
     net.train()
+    if not isfinite(loss):
+        raise DivergedError(f"after step {step}: the loss on the test set is {loss}; a smaller --lr may help")
     return Test(step, epoch, loss / max(seen, 1), right / max(seen, 1), int(seen), time.perf_counter() - start)

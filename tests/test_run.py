@@ -1,0 +1,695 @@
+"""`python -m splitnet.run`, end to end: what it prints, what it writes, and what it refuses."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from layouts import small
+from rich.console import Console
+from safetensors.torch import save_file
+
+from splitnet import run
+from splitnet.comparison import WARM_UP
+from splitnet.measure.records import read_steps
+from splitnet.parallel import fake
+from splitnet.parallel.placement import build
+from splitnet.training import fashion
+from splitnet.training.data import load
+from splitnet.training.loop import DivergedError, Step, evaluate
+
+ROOT = Path(__file__).parents[1]
+ROUNDS = 2
+LENET = ["--preset", "lenet", "--towers", "1", "--data", "fashion-mnist-small", "--batch-size", "8"]
+SMALL = ["--data", "fashion-mnist-small", "--batch-size", "4"]
+
+
+@dataclass
+class Ran:
+    """A run that is over."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path | None
+
+    def json(self, name):
+        return strict((self.folder / f"{name}.json").read_text())
+
+    def records(self, kind):
+        records = [strict(line) for line in (self.folder / "steps.jsonl").read_text().splitlines()]
+        return [record for record in records if record["kind"] == kind]
+
+
+def strict(text):
+    """JSON as other languages read it: without NaN and Infinity."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def save(state, path):
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+
+
+def started(words, out):
+    """Run the command in this process."""
+    fake.install(2)
+    fake.reset()
+    threads = torch.get_num_threads()
+    said, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        try:
+            code = run.main([*words, "--out", str(out)])
+        except KeyboardInterrupt:
+            pytest.fail("Ctrl-C came through")
+        finally:
+            torch.set_num_threads(threads)
+    folders = sorted(out.iterdir()) if out.is_dir() else []
+    return Ran(code, said.getvalue(), complained.getvalue(), folders[-1] if folders else None)
+
+
+@pytest.fixture
+def go(tmp_path, monkeypatch):
+    """Runs the command with a short comparison; its folder is below tmp_path/runs."""
+    monkeypatch.setattr(run, "ROUNDS", ROUNDS)
+    return lambda *words: started(words, tmp_path / "runs")
+
+
+def shrink(monkeypatch):
+    """An eighth of each preset, on images of 96 pixels."""
+    monkeypatch.setattr(run, "preset", lambda name, towers, crosses: small(name, towers, crosses))
+
+
+# A whole run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Two towers on two fake devices, three steps, one test, and the comparison."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        patch.setattr(run, "ROUNDS", ROUNDS)
+        return started([*SMALL, "--steps", "3", "--seed", "5"], tmp_path_factory.mktemp("out") / "new" / "runs")
+
+
+TABLE = small("fashion")
+
+
+def test_it_ends_well_and_names_its_folder(whole):
+    assert (whole.code, whole.err) == (0, "")
+    assert re.fullmatch(r"\d{8}-\d{6}-fashion-2x2", whole.folder.name)
+    assert whole.out.splitlines()[-1] == f"Run folder: {whole.folder}"
+    assert sorted(path.name for path in whole.folder.iterdir()) == ["compare.json", "run.json", "steps.jsonl"]
+
+
+def test_all_files_carry_the_schemas_version(whole):
+    assert whole.json("run")["schema"] == whole.json("compare")["schema"] == 1
+    assert {r["schema"] for r in read_steps(whole.folder / "steps.jsonl")} == {1}
+
+
+def test_run_json_is_the_options_and_what_became_of_them(whole):
+    found = whole.json("run")
+    assert found["status"] == "finished"
+    assert found["options"]["seed"] == 5
+    assert found["options"]["batch_size"] == 4
+    assert found["options"]["lr"] is None
+    assert set(found["options"]) == set(run.RunOptions.__dataclass_fields__)
+    assert [d["device"] if isinstance(d, dict) else d for d in found["devices"]] == ["fake:0", "fake:1"]
+    assert "no GPU" in found["reason"]
+    assert found["steps"] == 3
+    assert found["parameters"] == TABLE.parameters
+    assert found["bytes_exchanged_a_step"] == TABLE.bytes_exchanged(4)
+    assert found["skipped"] == {}
+    assert {"torch", "numpy"} <= set(found["packages"])
+    assert {"command", "commit", "load", "threads", "machine"} <= set(found)
+
+
+def test_every_step_and_test_has_its_record(whole):
+    steps, [test] = whole.records("step"), whole.records("test")
+    assert [s["step"] for s in steps] == [0, 1, 2]
+    assert all(s["images"] == 4 and s["seconds"] > 0 for s in steps)
+    assert (test["step"], test["images"]) == (3, 500)
+    assert read_steps(whole.folder / "steps.jsonl")[-1]["kind"] == "test"
+
+
+def test_three_layouts_are_compared(whole):
+    found = whole.json("compare")
+    assert (found["base"], found["rounds"], found["warm_up"]) == ("whole", ROUNDS, WARM_UP)
+    towers, one, dense = found["layouts"]
+    assert [c["layout"] for c in (towers, one, dense)] == ["towers", "whole", "dense"]
+    assert [c["devices"] for c in (towers, one, dense)] == [["fake:0", "fake:1"], ["fake:0"], ["fake:0"]]
+    assert towers["parameters"] == one["parameters"] == TABLE.parameters
+    assert dense["parameters"] > one["parameters"]
+    assert (towers["loss_differences"] is None, one["loss_differences"], dense["loss_differences"]) == (
+        False,
+        None,
+        None,
+    )
+    assert max(towers["loss_differences"]) < 1e-3
+    for column in (towers, one, dense):
+        assert column["step_ms"]["n"] == ROUNDS
+        assert column["step_ms"]["least"] <= column["step_ms"]["median"] <= column["step_ms"]["greatest"]
+        assert len(column["losses"]) == WARM_UP + ROUNDS
+    assert one["ratio"] == {"median": 1.0, "least": 1.0, "greatest": 1.0, "n": ROUNDS}
+
+
+def test_bytes_are_measured_as_derived(whole):
+    towers, *others = whole.json("compare")["layouts"]
+    for entry in towers["exchanged"]:
+        assert entry["measured"] == entry["derived"]
+    assert {e["row"]: e["derived"] for e in towers["exchanged"]} == {
+        row.name: sum(t.bytes for t in row.transfers(4)) for row in TABLE.rows() if row.crosses
+    }
+    assert sum(e["derived"] for e in towers["exchanged"]) == whole.json("run")["bytes_exchanged_a_step"]
+    assert [other["exchanged"] for other in others] == [[], []]
+
+
+def test_memory_parts_add_up_to_the_peak(whole):
+    towers, one, dense = whole.json("compare")["layouts"]
+    for column in (towers, one, dense):
+        for memory in column["memory"].values():
+            assert memory["peak"] == sum(memory[k] for k in ("parameters", "gradients", "optimizer", "activations"))
+            assert min(memory.values()) > 0
+            assert memory["gradients"] == memory["parameters"]
+            assert 2 * memory["parameters"] <= memory["optimizer"] < 2 * memory["parameters"] + 1000  # Adam
+        assert sum(m["parameters"] for m in column["memory"].values()) == 4 * column["parameters"]
+    assert {d: m["parameters"] for d, m in towers["memory"].items()} == {
+        f"fake:{tower}": 4 * TABLE.parameters_on(tower) for tower in range(2)
+    }
+    assert max(m["peak"] for m in towers["memory"].values()) < one["memory"]["fake:0"]["peak"]
+
+
+def test_the_comparison_makes_the_steps_that_training_made(whole):
+    towers = whole.json("compare")["layouts"][0]
+    assert [s["loss"] for s in whole.records("step")] == towers["losses"][:3]
+
+
+def test_the_tables_tell_what_the_files_hold(whole):
+    text = " ".join(whole.out.split())
+    [test] = whole.records("test")
+    assert whole.out.startswith("fashion, 2 towers on fake:0, fake:1 (no GPU found")
+    assert "embedded subset of Fashion-MNIST: 2,000 training and 500 test images" in whole.out
+    assert f"{test['loss']:.4f} {test['accuracy']:.4f}" in text
+    assert f"loss {whole.records('step')[0]['loss']:.4f} at the first" in text
+    for row in TABLE.rows():
+        assert row.name in text
+        if row.crosses:
+            size = f"{sum(t.bytes for t in row.transfers(4)):,}"
+            assert f"{row.name} {size} {size}" in text  # measured, derived
+    assert f"{TABLE.parameters:,}" in text
+    assert "as the table says, to the byte" in text
+    for word in ("images/s", "step ms", "emulated", "peak MiB fake:1", "optimizer", "activations", "loss difference"):
+        assert word in text
+
+
+def test_output_is_plain_and_fits_80_columns(whole):
+    assert "\x1b" not in whole.out
+    assert "\r" not in whole.out
+    devices, data, *rest, folder = whole.out.splitlines()  # these three are never broken
+    assert max(map(len, rest)) <= 80
+    assert not any("…" in line for line in rest)
+    assert len(devices) < 160
+    assert len(data) < 160
+    assert folder.startswith("Run folder: ")
+
+
+def test_copies_between_devices_are_all_known(whole):
+    tested = 500 // 4  # forward only
+    handed = 3 * 2 * 7 + tested * 7  # conv3, fc6, fc7 both ways and fc8 one way
+    assert f"all {handed:,} copies between devices" in " ".join(whole.out.split())
+
+
+# Other runs
+
+
+def test_one_tower_has_nothing_to_exchange(go):
+    ran = go(*LENET, "--steps", "2")
+    assert (ran.code, ran.err) == (0, "")
+    assert [c["exchanged"] for c in ran.json("compare")["layouts"]] == [[]]
+    assert ran.json("run")["bytes_exchanged_a_step"] == 0
+    assert "44,426" in ran.out
+    assert max(map(len, ran.out.splitlines()[2:-1])) <= 80
+
+
+def test_the_default_is_30_steps():
+    assert run.RunOptions().limits == {"epochs": None, "steps": 30}
+    assert run.RunOptions(epochs=2).limits == {"epochs": 2, "steps": None}
+    assert run.RunOptions(steps=0).limits == {"epochs": None, "steps": 0}
+
+
+def test_no_steps_only_test(go):
+    ran = go(*LENET, "--steps", "0")
+    assert ran.code == 0
+    assert ran.records("step") == []
+    [test] = ran.records("test")
+    assert (test["step"], test["epoch"], test["images"]) == (0, 0, 500)
+    assert "Trained" not in ran.out
+    assert not (ran.folder / "compare.json").exists()  # it would train
+
+
+def test_without_the_comparison_there_is_none(go):
+    ran = go(*LENET, "--steps", "1", "--no-compare")
+    assert ran.code == 0
+    assert not (ran.folder / "compare.json").exists()
+    assert "warm-up" not in ran.out
+
+
+def test_each_epoch_is_tested(go):
+    ran = go("--preset", "lenet", "--towers", "1", "--data", "synthetic", "--batch-size", "200", "--epochs", "2",
+             "--no-compare")  # fmt: skip
+    assert [s["images"] for s in ran.records("step")] == [200, 200, 112] * 2
+    assert [(t["step"], t["epoch"], t["images"]) for t in ran.records("test")] == [(3, 1, 128), (6, 2, 128)]
+    kinds = [r["kind"] for r in read_steps(ran.folder / "steps.jsonl")]
+    assert kinds == (["step"] * 3 + ["test"]) * 2
+
+
+def test_steps_beyond_an_epoch_are_tested_at_its_end_and_at_theirs(go):
+    ran = go("--preset", "lenet", "--towers", "1", "--data", "synthetic", "--batch-size", "300", "--steps", "3",
+             "--no-compare")  # fmt: skip
+    assert [(t["step"], t["epoch"], t["images"]) for t in ran.records("test")] == [(2, 1, 128), (3, 2, 128)]
+
+
+def test_two_runs_in_one_process_are_audited_apart(tmp_path, monkeypatch):
+    shrink(monkeypatch)
+    words = [*SMALL, "--steps", "1", "--no-compare", "--out", str(tmp_path / "runs")]
+    fake.install(2)
+    torch.ones(3, device="fake:0").to("fake:1")  # somebody else's
+    assert run.main(words) == 0
+    assert run.main(words) == 0
+
+
+def test_the_same_seed_is_the_same_run(go):
+    first, again, other = (go(*LENET, "--steps", "3", "--no-compare", "--seed", seed) for seed in "334")
+    losses = [[r["loss"] for r in ran.records("step") + ran.records("test")] for ran in (first, again, other)]
+    assert losses[0] == losses[1] != losses[2]
+    assert len({ran.folder for ran in (first, again, other)}) == 3
+
+
+def test_weights_come_back_as_they_were_saved(go, tmp_path):
+    net = build("lenet", towers=1, devices=["cpu"], seed=77)
+    save_file(net.whole_state_dict(), tmp_path / "lenet.safetensors")
+    ran = go(*LENET, "--steps", "0", "--weights", str(tmp_path / "lenet.safetensors"), "--no-compare")
+    expected = evaluate(net, load("fashion-mnist-small", size=28).test, batch_size=8)
+    [test] = ran.records("test")
+    assert (test["loss"], test["accuracy"]) == (expected.loss, expected.accuracy)
+
+
+def test_any_layout_reads_the_same_weights(go, tmp_path, monkeypatch):
+    shrink(monkeypatch)
+    save(build(TABLE, devices=["cpu"], seed=77).whole_state_dict(), tmp_path / "w.safetensors")
+    words = ["--data", "fashion-mnist-small", "--batch-size", "64", "--steps", "0", "--no-compare"]
+    words += ["--weights", str(tmp_path / "w.safetensors")]
+    losses = [go(*words, "--devices", d).records("test")[0]["loss"] for d in ("fake:0,fake:1", "cpu,cpu", "cpu")]
+    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+
+
+def test_a_bar_shows_loss_accuracy_and_speed():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, legacy_windows=False)
+    with run.progress_bar(console, 3) as show:
+        show(Step(0, 0, 2.345678, 0.25, 64, 0.5))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert "loss 2.3457 · accuracy 0.250 · 128.0 images/s" in text
+    assert "1/3" in text
+
+
+# Images in folders
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of four images, in train/ and in val/."""
+    image = pytest.importorskip("PIL.Image")
+    root = tmp_path / "pictures"
+    for place, path in enumerate(root / s / c / f"{i}.png" for s in ("train", "val") for c in "ab" for i in range(4)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.new("RGB", (40, 30), (10 * place, 99, 200)).save(path)
+    return root
+
+
+def from_folder(root):
+    return ["--preset", "lenet", "--towers", "1", "--data", "imagefolder", "--data-dir", str(root), "--batch-size", "3"]
+
+
+def test_a_broken_image_is_skipped_counted_and_reported(go, pictures):
+    (pictures / "train/a/1.png").write_bytes(b"no image")
+    ran = go(*from_folder(pictures), "--epochs", "2")
+    assert (ran.code, ran.err) == (0, "")
+    assert sum(s["images"] for s in ran.records("step")) == 2 * 7
+    assert list(ran.json("run")["skipped"]) == [str(pictures / "train/a/1.png")]
+    assert re.search(r"Skipped 1 broken image\b", ran.out)
+    assert str(pictures / "train/a/1.png") in "".join(ran.out.split("\n"))
+    assert sum(n["measured"] for c in ran.json("compare")["layouts"] for n in c["exchanged"]) == 0
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_folder_of_broken_images_alone_is_one_line(go, pictures, split):
+    for path in (pictures / split).rglob("*.png"):
+        path.write_bytes(b"no image")
+    ran = go(*from_folder(pictures), "--epochs", "1")
+    assert ran.code == 2
+    assert re.fullmatch(
+        rf"splitnet: error: --data-dir \S+: none of the 8 images in \S+/{split} can be read.*\n", ran.err
+    )
+    assert ran.json("run")["status"].startswith("failed: --data-dir")
+
+
+# Bad input
+
+
+@pytest.fixture
+def at_hand(tmp_path, monkeypatch):
+    """Files to point at, and no network."""
+
+    def no_download(_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(fashion, "_download", no_download)
+    for name in (
+        "empty",
+        "corrupt",
+        "short",
+        "one-class/train/a",
+        "one-class/val/a",
+        "no-val/train/a",
+        "no-val/train/b",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("corrupt", "short"):
+        shutil.copytree(fashion.EMBEDDED, tmp_path / name, dirs_exist_ok=True)
+    labels = tmp_path / "corrupt" / "t10k-labels-idx1-ubyte.gz"
+    labels.write_bytes(b"no gzip")
+    (tmp_path / "short" / "train-images-idx3-ubyte.gz").unlink()
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    lenet = build("lenet", towers=1, devices=["cpu"])
+    save(lenet.whole_state_dict(), tmp_path / "lenet.safetensors")
+    wide = {**lenet.whole_state_dict(), "fc3.weight": torch.zeros(120, 400)}
+    save(wide, tmp_path / "wide.safetensors")
+    return tmp_path
+
+
+L = "--preset lenet --towers 1 --data fashion-mnist-small"
+
+BAD = [
+    ("--preset vgg", "--preset", "vgg", "fashion"),
+    ("--preset lenet", "--towers 2", "lenet has one tower"),
+    ("--preset torchvision", "--towers 2", "torchvision"),
+    ("--preset alexnet-isolated --towers 1", "--towers 1", "two"),
+    ("--towers 3", "--towers 3", "conv2 has 256 channels", "fashion takes 1, 2, 4, 8"),
+    ("--towers 0", "--towers 0", "at least 1"),
+    ("--towers x", "--towers", "x"),
+    ("--towers", "--towers", "expected one argument"),
+    ("--crosses fc9", "--crosses fc9", "conv2, conv3"),
+    ("--crosses conv1", "--crosses conv1", "images"),
+    ("--devices cuda:99,cuda:0", "--devices cuda:99"),
+    ("--devices fake:7,fake:0", "--devices fake:7", "fake:0, fake:1"),
+    ("--devices tpu,cpu", "--devices tpu"),
+    ("--devices cpu:1,cpu", "--devices cpu:1"),
+    ("--devices meta,meta", "--devices meta"),
+    ("--devices cpu,cpu,cpu", "--devices cpu,cpu,cpu", "3 devices for --towers 2"),
+    ("--towers 1 --devices cpu,cpu", "--devices cpu,cpu", "2 devices for --towers 1"),
+    ("--preset caffe --devices cpu,cpu", "--devices cpu,cpu", "alexnet-paper"),
+    ("--batch-size 0", "--batch-size 0", "at least 1"),
+    ("--batch-size -4", "--batch-size -4"),
+    ("--batch-size 1.5", "--batch-size", "1.5"),
+    ("--epochs 0", "--epochs 0"),
+    ("--steps -1", "--steps -1"),
+    ("--epochs 1 --steps 5", "--steps 5", "--epochs 1"),
+    ("--optimizer lion", "--optimizer", "lion", "adam"),
+    ("--lr nan", "--lr nan"),
+    ("--lr inf", "--lr inf"),
+    ("--lr 0", "--lr 0"),
+    ("--lr -0.1", "--lr -0.1"),
+    ("--lr fast", "--lr", "fast"),
+    ("--seed -1", "--seed -1"),
+    ("--seed 18446744073709551616", "--seed 18446744073709551616"),
+    ("--threads 0", "--threads 0"),
+    ("--threads 99999999999", "--threads 99999999999"),
+    ("--data cifar", "--data", "cifar", "fashion-mnist"),
+    ("--data fashion-mnist --data-dir {tmp}/nowhere", "--data-dir {tmp}/nowhere", "no such folder"),
+    ("--data fashion-mnist --data-dir {tmp}/file", "--data-dir {tmp}/file"),
+    ("--data fashion-mnist --data-dir {tmp}/empty", "--data-dir {tmp}/empty", "train-images-idx3-ubyte.gz", "download"),
+    ("--data fashion-mnist --data-dir {tmp}/short", "{tmp}/short", "train-images-idx3-ubyte.gz", "download"),
+    ("--data fashion-mnist --data-dir {tmp}/corrupt", "{tmp}/corrupt/t10k-labels-idx1-ubyte.gz", "downloaded again"),
+    ("--data synthetic --data-dir {tmp}/empty", "--data-dir {tmp}/empty", "synthetic"),
+    ("--data imagefolder", "--data imagefolder", "--data-dir"),
+    ("--data imagefolder --data-dir {tmp}/nowhere", "--data-dir {tmp}/nowhere", "train/"),
+    ("--data imagefolder --data-dir {tmp}/empty", "--data-dir {tmp}/empty", "train/"),
+    ("--data imagefolder --data-dir {tmp}/one-class", "--data-dir {tmp}/one-class", "2 or more classes"),
+    ("--data imagefolder --data-dir {tmp}/no-val", "--data-dir {tmp}/no-val", "val/"),
+    (f"{L} --weights {{tmp}}/nowhere", "--weights {tmp}/nowhere", "no such file"),
+    (f"{L} --weights {{tmp}}/text.safetensors", "--weights {tmp}/text.safetensors", "not a safetensors file"),
+    (f"{L} --weights {{tmp}}/empty", "--weights {tmp}/empty"),
+    (f"{L} --weights {{tmp}}/wide.safetensors", "fc3.weight is (120, 400), not (120, 256)"),
+    (
+        "--data synthetic --weights {tmp}/lenet.safetensors",
+        "lenet.safetensors",
+        "conv1.weight is (6, 1, 5, 5)",
+        "fashion",
+    ),
+    ("--steeps 3", "--steeps"),
+    ("--step 3", "--step"),
+    ("everything", "everything"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(words, expected) for words, *expected in BAD], ids=[b[0] for b in BAD]
+)
+def test_bad_input_is_one_line_and_leaves_nothing(at_hand, words, expected):
+    ran = started(words.replace("{tmp}", str(at_hand)).split(), at_hand / "runs")
+    assert ran.code == 2
+    assert ran.err.startswith("splitnet: error: ")
+    assert ran.err.count("\n") == 1
+    assert ran.err.endswith("\n")
+    for part in expected:
+        assert part.replace("{tmp}", str(at_hand)) in ran.err
+    assert ran.out == ""
+    assert not (at_hand / "runs").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "file/below/further"])
+def test_a_place_that_cannot_be_written_is_one_line(at_hand, out):
+    before = sorted(at_hand.rglob("*"))
+    ran = started([*LENET, "--steps", "1"], at_hand / out)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith(f"splitnet: error: --out {at_hand / out}: ")
+    assert ran.err.count("\n") == 1
+    assert sorted(at_hand.rglob("*")) == before
+
+
+# Endings
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(go):
+    ran = go(*LENET, "--steps", "20", "--optimizer", "sgd", "--lr", "1e38")
+    found = re.fullmatch(r"splitnet: error: step (\d+): the loss is (nan|inf|-inf); .*\n", ran.err)
+    assert ran.code == 1
+    assert found
+    step = int(found[1])
+    assert step >= 1
+    assert [s["step"] for s in ran.records("step")] == list(range(step))
+    assert ran.json("run")["status"].startswith(f"failed: step {step}: the loss is ")
+    assert ran.json("run")["steps"] == step
+    assert f"Trained {step} step" in ran.out
+    assert not (ran.folder / "compare.json").exists()
+
+
+def test_a_test_whose_loss_is_not_finite_is_no_success(go):
+    ran = go(*LENET, "--steps", "1", "--optimizer", "sgd", "--lr", "1e38")
+    assert ran.code == 1
+    assert re.match(r"splitnet: error: .*step 1\b.*loss\b.* is (nan|inf)", ran.err)
+    assert len(ran.records("step")) == 1
+    assert ran.json("run")["status"].startswith("failed")
+
+
+def test_a_comparison_that_diverges_is_no_success(go, monkeypatch):
+    compare = run.compare
+
+    def diverging(*args):
+        for text, found in compare(*args):
+            if found:
+                found["layouts"][0]["losses"][-1] = float("nan")
+            yield text, found
+
+    monkeypatch.setattr(run, "compare", diverging)
+    ran = go(*LENET, "--steps", "1")
+    assert ran.code == 1
+    assert re.fullmatch(r"splitnet: error: .*comparison.*\n", ran.err)
+    assert len(ran.records("test")) == 1
+    assert ran.json("run")["status"].startswith("failed")
+    assert not (ran.folder / "compare.json").exists()
+
+
+def test_large_losses_are_readable(go):
+    ran = go(*LENET, "--steps", "1", "--optimizer", "sgd", "--lr", "1e20", "--no-compare")
+    assert ran.code == 0
+    assert max(map(len, ran.out.splitlines()[2:-1])) <= 80
+    assert "…" not in ran.out
+
+
+def test_weights_that_are_not_finite_stop_at_the_first_step(go, tmp_path):
+    state = build("lenet", towers=1, devices=["cpu"]).whole_state_dict()
+    state["fc5.bias"].fill_(float("nan"))
+    save(state, tmp_path / "nan.safetensors")
+    ran = go(*LENET, "--steps", "5", "--weights", str(tmp_path / "nan.safetensors"))
+    assert ran.code == 1
+    assert ran.err.startswith("splitnet: error: step 0: the loss is nan")
+    assert "Traceback" not in ran.err
+
+
+def after(count, error):
+    """A `train` that ends with an error after so many steps."""
+    train = run.train
+
+    def cut(*args, **kwargs):
+        for record in train(*args, **kwargs):
+            if record.step == count:
+                raise error
+            yield record
+
+    return cut
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_ctrl_c_keeps_the_records_and_prints_their_tables(go, monkeypatch, count):
+    monkeypatch.setattr(run, "train", after(count, KeyboardInterrupt()))
+    ran = go(*LENET, "--steps", "9")
+    assert (ran.code, ran.err) == (130, "")
+    assert ran.json("run")["status"] == "interrupted"
+    assert ran.json("run")["steps"] == count
+    if count:
+        assert len(ran.records("step")) == count
+        assert f"Trained {count} step" in ran.out
+    assert ran.out.splitlines()[-1] == f"Run folder: {ran.folder}"
+    assert not (ran.folder / "compare.json").exists()
+
+
+def test_ctrl_c_in_a_later_epoch_prints_the_tests_so_far(go, monkeypatch):
+    monkeypatch.setattr(run, "train", after(3, KeyboardInterrupt()))
+    words = ["--preset", "lenet", "--towers", "1", "--data", "synthetic", "--batch-size", "300", "--epochs", "5"]
+    ran = go(*words)
+    assert ran.code == 130
+    [test] = ran.records("test")
+    assert f"{test['loss']:.4f} {test['accuracy']:.4f}" in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize("where", ["compare", "evaluate", "audit"])
+def test_ctrl_c_at_any_later_time_keeps_the_records(go, monkeypatch, where):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, where, interrupted)
+    ran = go(*LENET, "--steps", "2")
+    assert (ran.code, ran.err) == (130, "")
+    assert [s["step"] for s in ran.records("step")] == [0, 1]
+    assert "Trained 2 steps" in ran.out
+    assert ran.json("run")["status"] == "interrupted"
+
+
+def test_ctrl_c_while_preparing_leaves_nothing(go, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "load", interrupted)
+    ran = go(*LENET)
+    assert (ran.code, ran.out, ran.err, ran.folder) == (130, "", "", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DivergedError("step 1: the loss is nan"), "step 1: the loss is nan"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (torch.OutOfMemoryError("fake:0 is full\nand more"), "--batch-size"),
+    ],
+)
+def test_other_endings_are_one_line_and_keep_the_records(go, monkeypatch, error, said):
+    monkeypatch.setattr(run, "train", after(2, error))
+    ran = go(*LENET, "--steps", "9")
+    assert ran.code == 1
+    assert said in ran.err
+    assert ran.err.count("\n") == 1
+    assert len(ran.records("step")) == 2
+    assert "Trained 2 steps" in ran.out
+    assert ran.json("run")["status"].startswith("failed: ")
+
+
+# As a process
+
+
+def process(*words, **more):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more.pop("env", {})
+    words = [sys.executable, "-m", "splitnet.run", *LENET, "--threads", "1", *words]
+    return subprocess.Popen(
+        words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", **more
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["cpu", "fake:0"])
+def test_ctrl_c_from_outside(tmp_path, device):
+    started = process("--steps", "1000000", "--devices", device, "--out", str(tmp_path))
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and started.poll() is None:
+            if any(len(f.read_text().splitlines()) > 3 for f in tmp_path.glob("*/steps.jsonl")):
+                break
+            time.sleep(0.05)
+        started.send_signal(signal.SIGINT)
+        out, err = started.communicate(timeout=30)
+    finally:
+        started.kill()
+        started.wait()
+    assert (started.returncode, err) == (130, "")
+    [folder] = tmp_path.iterdir()
+    ran = Ran(started.returncode, out, err, folder)
+    steps = ran.records("step")
+    assert [s["step"] for s in steps] == list(range(len(steps)))
+    assert f"Trained {len(steps):,} steps" in out
+    assert ran.json("run")["status"] == "interrupted"
+    assert ran.json("run")["steps"] == len(steps)
+
+
+@pytest.mark.slow
+def test_bad_input_as_a_process_is_exit_2(tmp_path):
+    ended = process("--batch-size", "0", "--out", str(tmp_path / "runs"))
+    out, err = ended.communicate(timeout=60)
+    assert (ended.returncode, out) == (2, "")
+    assert err == "splitnet: error: --batch-size 0: at least 1\n"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_is_no_traceback(tmp_path):
+    started = process("--steps", "3", "--no-compare", "--out", str(tmp_path))
+    assert started.stdout.readline().startswith("lenet, one tower on ")
+    started.stdout.close()
+    err = started.stderr.read()
+    started.wait(timeout=60)
+    started.stderr.close()
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+
+
+@pytest.mark.slow
+def test_a_terminal_without_these_characters_is_no_traceback(tmp_path):
+    ended = process("--steps", "1", "--no-compare", "--out", str(tmp_path), env={"PYTHONIOENCODING": "ascii"})
+    out, err = ended.communicate(timeout=60)
+    assert (ended.returncode, err) == (0, "")
+    assert "44,426" in out
