@@ -144,7 +144,7 @@ class Report:
                 highlight=False,
             )
         if self.tests:
-            self.console.print(tables.tests(map(plain, self.tests)))
+            self.console.print(tables.tests(map(plain, self.tests), plain(self.steps)))
         skipped = self.job.dataset.skipped
         if skipped:
             first, why = next(iter(skipped.items()))

@@ -65,14 +65,27 @@ def devices(architecture: Architecture, placement: Placement) -> str:
     return f"{architecture.name}, {what} on {placement} ({placement.reason})"
 
 
-def tests(records: Iterable[dict[str, Any]]) -> Table:
-    """Accuracy on the test set, each time it was taken."""
-    table = _table("Test set")
-    for heading in ("after steps", "epochs begun", "images", "mean loss", "accuracy"):
+def tests(records: Iterable[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> Table:
+    """Loss and accuracy on the test set, each time it was taken, beside those of the training since the last time."""
+    table = _table("Training since the test before, and test set")
+    for heading in ("after\nsteps", "epochs\nbegun", "training\nloss", "training\naccuracy", "test\nloss"):
         table.add_column(heading, justify="right")
+    table.add_column("test\naccuracy", justify="right")
+    table.add_column("test\nimages", justify="right")
+    before = 0
     for r in records:
-        table.add_row(f"{r['step']:,}", f"{r['epoch']}", f"{r['images']:,}", _loss(r["loss"]), f"{r['accuracy']:.4f}")
+        loss, accuracy = (_mean(steps[before : r["step"]], kind) for kind in ("loss", "accuracy"))
+        trained = ["" if loss is None else _loss(loss), "" if accuracy is None else f"{accuracy:.4f}"]
+        tested = [_loss(r["loss"]), f"{r['accuracy']:.4f}", f"{r['images']:,}"]
+        table.add_row(f"{r['step']:,}", f"{r['epoch']}", *trained, *tested)
+        before = r["step"]
     return table
+
+
+def _mean(steps: Sequence[dict[str, Any]], kind: str) -> float | None:
+    """Over all images of these steps; the network changes under way, as in the textbook's figures."""
+    images = sum(step["images"] for step in steps)
+    return sum(step[kind] * step["images"] for step in steps) / images if images else None
 
 
 def _loss(loss: float) -> str:
