@@ -16,7 +16,7 @@ import torch
 from splitnet.comparison import Contender, Training
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
-from splitnet.options import guarded, option, parse
+from splitnet.options import LARGEST, check_bounds, guarded, option, parse
 from splitnet.parallel import fake
 from splitnet.parallel.placement import place
 from splitnet.training.data import Batch
@@ -30,6 +30,9 @@ class Options:
     batch_size: int = option(128, "images in a step")
     capacity_mb: int = option(3000, "of each device, in 10**6 bytes; 0 leaves the search out")
     threads: int = option(2, "CPU threads")
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"batch_size": (1, 65536), "capacity_mb": (0, LARGEST), "threads": (1, 1024)})
 
 
 def peaks(table: Architecture, devices: list[str], images: int) -> dict[str, int]:
@@ -54,7 +57,7 @@ def largest(table: Architecture, devices: list[str], capacity: int) -> int:
     images = max(1, 32 + int((capacity - more) * 16 / (more - few)))
     for device in devices:
         fake.set_capacity(device, capacity)
-    while not fits(table, devices, images):
+    while images and not fits(table, devices, images):
         images -= 1
     while fits(table, devices, images + 1):
         images += 1

@@ -15,7 +15,7 @@ from splitnet.comparison import WARM_UP, Contender, Training
 from splitnet.measure.meter import Layout, alternate, ratio
 from splitnet.measure.records import load
 from splitnet.network.presets import preset, presets
-from splitnet.options import guarded, option, parse
+from splitnet.options import check_bounds, guarded, option, parse
 from splitnet.parallel.placement import place
 from splitnet.training.data import batches
 from splitnet.training.data import load as load_data
@@ -27,6 +27,9 @@ class Options:
     batch_size: int = option(64, "images in a step")
     rounds: int = option(12, "measured steps of each layout")
     threads: int = option(2, "CPU threads")
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"batch_size": (1, 65536), "rounds": (1, 10**6), "threads": (1, 1024)})
 
 
 def main() -> None:

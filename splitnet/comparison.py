@@ -1,6 +1,6 @@
 """The same training steps in several layouts, side by side: what a run measures when it is over."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from splitnet.measure.meter import Layout, Memory, Peak, Sample, Spread, alternate, ratio, sizes
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import PRESETS
+from splitnet.network.weights import fits
+from splitnet.parallel.audit import UnknownCopyError
 from splitnet.parallel.placement import Placement, host
 from splitnet.training.data import Batch
 from splitnet.training.loop import training_step
@@ -27,6 +29,8 @@ class Training:
     optimizer: str
     lr: float | None
     seed: int
+    state: Mapping[str, Tensor] | None = None
+    """Weights to start from, where they fit; None draws them."""
 
 
 @dataclass
@@ -43,6 +47,8 @@ class Contender:
     def __post_init__(self) -> None:
         peak = Peak(self.placement.devices)
         self.net = host(self.architecture, self.placement, self.training.seed)
+        if self.training.state is not None and fits(self.architecture, self.training.state):
+            self.net.load_whole_state_dict(self.training.state)
         self.optimizer = make_optimizer(self.net.parameters(), self.training.optimizer, self.training.lr)
         for number in range(WARM_UP):
             self.step(number)
@@ -73,6 +79,7 @@ class Contender:
             "parameters": self.architecture.parameters,
             "images_per_second": Spread.of(images / s.wall for s in self.samples),
             "step_ms": Spread.of(1000 * s.wall for s in self.samples),
+            "samples": self.samples,
             "device_step_ms": Spread.of(1000 * seconds for seconds in emulated) if emulated else None,
             "ratio": ratio(self.samples, base.samples),
             "memory": {d: {"activations": m.activations} | asdict(m) for d, m in self.memory.items()},
@@ -92,11 +99,10 @@ class Contender:
         ledger, steps = self.net.ledger, len(self.outcomes)
         expected = () if self.placement.whole else self.architecture.transfers(len(self.training.batches[0].labels))
         for row in dict.fromkeys(t.row for t in expected):
-            yield {
-                "row": row,
-                "measured": ledger.bytes(row) / steps,
-                "derived": sum(t.bytes for t in expected if t.row == row),
-            }
+            measured, derived = ledger.bytes(row) / steps, sum(t.bytes for t in expected if t.row == row)
+            if measured != derived:
+                raise UnknownCopyError(f"{row}: {measured:,} bytes a step were exchanged, the table says {derived:,}")
+            yield {"row": row, "measured": measured, "derived": derived}
 
 
 def contestants(architecture: Architecture, placement: Placement) -> Iterator[tuple[str, Architecture, Placement]]:

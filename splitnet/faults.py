@@ -33,7 +33,7 @@ class SplitBackward(LocalExchange):
 class OwnFirst(LocalExchange):
     """Puts the reader's own channels in front."""
 
-    def collect(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
+    def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
         parts = [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
         return torch.cat([*parts[reader:], *parts[:reader]], dim=1)
 
@@ -49,9 +49,9 @@ class DropoutPerConsumer(LocalExchange):
             for row in self.before.values():
                 tower[row].drop = lambda x, moment: x  # type: ignore[assignment]
 
-    def collect(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
+    def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
         if row not in self.before:
-            return super().collect(xs, row, reader)
+            return super().gather_on(xs, row, reader)
         parts = [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
         return torch.cat([self._dropped(x, row, owner, reader) for owner, x in enumerate(parts)], dim=1)
 

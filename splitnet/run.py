@@ -46,21 +46,22 @@ class RunOptions:
     crosses: str | None = option(None, "rows that read every tower: names joined by commas, all, or none")
     devices: str | None = option(None, "one for each tower, joined by commas, or one for the whole network")
     data: str = option("fashion-mnist", "the images", NAMES)
-    data_dir: Path | None = option(None, "where they are")
+    data_dir: Path | None = option(None, "where they are; an imagefolder has train/<class>/… and val/<class>/…")
     epochs: int | None = option(None, "passes over the training set, tested after each")
     steps: int | None = option(None, "steps instead of epochs; 0 only tests (30 if neither is given)")
     batch_size: int = option(64, "images in a step")
     optimizer: str = option("adam", "the optimizer; SGD has momentum 0.9", tuple(LEARNING_RATES))
     lr: float | None = option(None, "learning rate (Adam 0.001, SGD 0.01)")
-    weights: Path | None = option(None, "start from these: safetensors, whole network")
+    weights: Path | None = option(None, "start from these: safetensors, by the whole network's names")
     seed: int = option(0, "of weights, order and dropout")
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")
-    compare: bool = option(True, "measure beside the same network on one device")
+    compare: bool = option(True, "measure beside one device (two towers or more)")
     out: Path = option(Path("profiles"), "the folder that gets the run's folder")
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "epochs": 1, "steps": 0, "seed": 0}
-        check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | {"threads": (1, 1024)})
+        least = {"epochs": 1, "steps": 0, "seed": 0}
+        most = {"threads": (1, 1024), "batch_size": (1, 65536)}
+        check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | most)
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
         if self.lr is not None and not 0 < self.lr < float("inf"):
@@ -95,10 +96,15 @@ def prepare(options: RunOptions) -> Job:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     architecture = preset(options.preset, options.towers, options.crosses)
-    dataset = load(options.data, options.data_dir, size=architecture.size, seed=options.seed)
-    architecture = architecture.adapted(dataset.channels, len(dataset.classes))
     placement = place(architecture, None if options.devices is None else options.devices.split(","))
-    state = None if options.weights is None else weights.read(options.weights, architecture)
+    try:
+        dataset = load(options.data, options.data_dir, size=architecture.size, seed=options.seed)
+        architecture = architecture.adapted(dataset.channels, len(dataset.classes))
+        state = None if options.weights is None else weights.read(options.weights, architecture)
+    except OSError as error:  # a path that cannot even be looked at
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    for split in (dataset.train, dataset.test):
+        next(batches(split, 1), None)  # fails here, not under way, if not one of its images can be read
     return Job(options, dataset, architecture, placement, state)
 
 
@@ -112,19 +118,21 @@ class Report:
         self.summary: dict[str, Any] = {"status": "running", "options": job.options}
 
     def opening(self) -> None:
-        job, architecture = self.job, self.job.architecture
+        job, architecture, batch = self.job, self.job.architecture, self.job.options.batch_size
         self.summary |= environment() | {
             "devices": describe(job.placement),
             "reason": job.placement.reason,
             "data": job.dataset.origin,
             "threads": torch.get_num_threads(),
             "parameters": architecture.parameters,
-            "bytes_exchanged_a_step": architecture.bytes_exchanged(job.options.batch_size),
+            "bytes_exchanged_a_step": 0
+            if job.placement.whole
+            else architecture.bytes_exchanged(job.options.batch_size),
         }
         self.folder.write("run", self.summary)
         self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
         self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
-        self.console.print(tables.layers(architecture, job.placement, job.options.batch_size))
+        self.console.print(tables.layers(architecture, job.placement, batch))
 
     def add(self, record: Step | Test) -> None:
         if isinstance(record, Test):
@@ -137,10 +145,11 @@ class Report:
         """What training came to, for as far as it got."""
         if self.steps:
             images, seconds = sum(s.images for s in self.steps), sum(s.seconds for s in self.steps)
+            first, last = (tables.number(step.loss) for step in (self.steps[0], self.steps[-1]))
             self.console.print(
                 f"Trained {_counted(len(self.steps), 'step')}, {_counted(images, 'image')} in {seconds:,.0f} s"
                 f" ({images / seconds:,.1f} images/s);"
-                f" loss {self.steps[0].loss:.4f} at the first, {self.steps[-1].loss:.4f} at the last.",
+                f" loss {first} at the first, {last} at the last.",
                 highlight=False,
             )
         if self.tests:
@@ -164,8 +173,8 @@ def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' * (count != 1)}"
 
 
-def learn(job: Job, report: Report) -> None:
-    """Train and test, a record at a time, under a progress bar; then audit what crossed."""
+def learn(job: Job, report: Report) -> str:
+    """Train and test, a record at a time, under a progress bar. Returns what the audit of all that crossed says."""
     fake.clear_copies()  # what this process did before is not audited
     options, net = job.options, job.network()
     optimizer = make_optimizer(net.parameters(), options.optimizer, options.lr)
@@ -190,7 +199,8 @@ def learn(job: Job, report: Report) -> None:
         report.add(evaluate(net, job.dataset.test, batch_size=size, step=done, epoch=-(-done // a_pass), images=few))
     learnt, tested = sum(s.images for s in report.steps), sum(t.images for t in report.tests)
     found = audit(job.architecture, job.placement, net.ledger.transfers(), learnt + tested, learnt)
-    report.console.print(str(found), highlight=False)
+    did = f"In {_counted(len(report.steps), 'step')} and {_counted(tested, 'test image')}"
+    return f"{did}, {found}"
 
 
 @contextmanager
@@ -217,7 +227,7 @@ def measure(job: Job, report: Report) -> None:
     first = list(islice(batches(job.dataset.train, options.batch_size, keyed_order), WARM_UP + ROUNDS))
     whole = [batch for batch in first if len(batch.labels) == len(first[0].labels)]
     steps = [whole[i % len(whole)] for i in range(WARM_UP + ROUNDS)]  # small sets are gone through again
-    training = Training(steps, options.optimizer, options.lr, options.seed)
+    training = Training(steps, options.optimizer, options.lr, options.seed, job.state)
     comparison: dict[str, Any] = {}
     with report.console.status("") as status:
         for text, found in compare(job.architecture, job.placement, training, ROUNDS):
@@ -240,13 +250,17 @@ def carry_out(job: Job, report: Report) -> tuple[str, int]:
     try:
         report.opening()
         try:
-            learn(job, report)
+            audited = learn(job, report)
         finally:
             report.trained()
-        if job.options.compare and job.options.steps != 0:
+        report.console.print(audited, highlight=False)
+        if job.options.compare and job.options.steps != 0 and job.options.towers > 1:
             measure(job, report)
     except KeyboardInterrupt:
+        sys.stderr.write("splitnet: interrupted; what was recorded is kept\n")
         return "interrupted", 130
+    except SystemExit:  # rich, when nobody reads its output any more
+        return "failed: the output was closed", 1
     except UsageError as error:
         return f"failed: {error}", refuse(error)
     except torch.OutOfMemoryError as error:
@@ -274,7 +288,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     report = Report(job, folder, console)
     status, code = carry_out(job, report)
-    report.close(status)
+    try:
+        report.close(status)
+    except OSError as error:
+        return _failed(str(error))[1]
     return code
 
 

@@ -17,10 +17,13 @@ MIB = 2**20
 
 
 def console() -> Console:
-    """As wide as the terminal, or 80 columns; a character that stdout has no code for becomes "?"."""
+    """As wide as the terminal, but at least 80 columns; a character that stdout has no code for becomes "?"."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    return Console(width=None if sys.stdout.isatty() else 80)
+    found = Console()
+    if not sys.stdout.isatty() or found.width < 80:
+        found = Console(width=80)  # a figure that wraps can be read, one that is cut cannot
+    return found
 
 
 def layers(architecture: Architecture, placement: Placement, batch: int) -> Table:
@@ -35,11 +38,12 @@ def layers(architecture: Architecture, placement: Placement, batch: int) -> Tabl
     told = range(min(towers, 2))  # from tower 1 on they are alike
     for row in architecture.rows():
         held = [f"{n:,}" if (n := row.parameters_on(tower)) else "-" for tower in told]
-        crossing = sum(t.bytes for t in row.transfers(batch))
+        crossing = 0 if placement.whole else sum(t.bytes for t in row.transfers(batch))
         table.add_row(row.name, _shape(row), *held, f"{crossing:,}" if crossing else "")
     totals = [f"{architecture.parameters_on(tower):,}" for tower in told]
     table.add_section()
-    table.add_row("all", f"{architecture.parameters:,} in all", *totals, f"{architecture.bytes_exchanged(batch):,}")
+    crossing = 0 if placement.whole else architecture.bytes_exchanged(batch)
+    table.add_row("all", f"{architecture.parameters:,} in all", *totals, f"{crossing:,}")
     return table
 
 
@@ -75,8 +79,8 @@ def tests(records: Iterable[dict[str, Any]], steps: Sequence[dict[str, Any]]) ->
     before = 0
     for r in records:
         loss, accuracy = (_mean(steps[before : r["step"]], kind) for kind in ("loss", "accuracy"))
-        trained = ["" if loss is None else _loss(loss), "" if accuracy is None else f"{accuracy:.4f}"]
-        tested = [_loss(r["loss"]), f"{r['accuracy']:.4f}", f"{r['images']:,}"]
+        trained = ["" if loss is None else number(loss), "" if accuracy is None else f"{accuracy:.4f}"]
+        tested = [number(r["loss"]), f"{r['accuracy']:.4f}", f"{r['images']:,}"]
         table.add_row(f"{r['step']:,}", f"{r['epoch']}", *trained, *tested)
         before = r["step"]
     return table
@@ -88,7 +92,8 @@ def _mean(steps: Sequence[dict[str, Any]], kind: str) -> float | None:
     return sum(step[kind] * step["images"] for step in steps) / images if images else None
 
 
-def _loss(loss: float) -> str:
+def number(loss: float) -> str:
+    """A loss to four places, or as a power where it has run away."""
     return f"{loss:.4f}" if loss < 1e6 else f"{loss:.3e}"
 
 
@@ -132,7 +137,7 @@ def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) 
     for step, heading in ((0, "loss difference, first step"), (-1, "  last step")):
         differences = [layout["loss_differences"] for layout in layouts]
         yield heading, ["" if d is None else f"{d[step]:.1e}" for d in differences]
-    yield "loss, last step", [_loss(layout["losses"][-1]) for layout in layouts]
+    yield "loss, last step", [number(layout["losses"][-1]) for layout in layouts]
 
 
 def notes(comparison: dict[str, Any]) -> str:

@@ -37,7 +37,9 @@ def test_the_largest_batch_is_the_last_that_fits():
 @pytest.mark.parametrize(
     ("script", "words", "expected"),
     [
-        ("overhead", "--preset lenet", "splitnet: error"),
+        ("overhead", "--preset lenet", "splitnet: error: --towers 2: lenet"),
+        ("overhead", "--rounds 0", "splitnet: error: --rounds 0: at least 1"),
+        ("memory", "--batch-size 0", "splitnet: error: --batch-size 0: at least 1"),
         ("overhead", "--batch-size 2 --rounds 1 --threads 1", "two towers, fake devices / plain CPU: "),
         ("memory", "--preset fashion --batch-size 2 --capacity-mb 0 --threads 1", "two devices  fake:1:"),
     ],
@@ -46,4 +48,5 @@ def test_an_experiment_prints_its_figures(script, words, expected):
     command = [sys.executable, f"experiments/{script}.py", *words.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert expected in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if "error" in expected else 0)
+    assert done.stderr.count("\n") == (1 if "error" in expected else 0)

@@ -22,7 +22,9 @@ def test_whatever_kills_a_run_its_records_are_whole(number, tmp_path):
     words = "--preset lenet --towers 1 --data synthetic --batch-size 8 --epochs 3 --threads 1 --out"
     command = [sys.executable, "-m", "splitnet.run", *words.split(), str(tmp_path)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    time.sleep(chance.uniform(1, 12))
+    while not any(tmp_path.iterdir()) and run.poll() is None:  # importing is PyTorch's time, not ours
+        time.sleep(0.05)
+    time.sleep(chance.uniform(0, 8))
     how = chance.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
     run.send_signal(how)
     _, errors = run.communicate(timeout=60)
@@ -35,7 +37,8 @@ def test_whatever_kills_a_run_its_records_are_whole(number, tmp_path):
             else []
         )
         assert steps == list(range(len(steps)))
-    if how == signal.SIGINT and run.returncode == 130:
+    if how == signal.SIGINT:
+        assert run.returncode in {0, 130}
         assert "Traceback" not in errors
 
 

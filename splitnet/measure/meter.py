@@ -69,16 +69,18 @@ class Memory:
 
 
 def counters(device: torch.device) -> Any:
-    """The module with a device's clock and memory counters; None for the plain CPU, which has none."""
-    return None if device.type == "cpu" else torch.get_device_module(device)
+    """The module with a device's clock and memory counters; None where there are none, as on the plain CPU."""
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    return module if hasattr(module, "max_memory_allocated") else None
 
 
 def synchronize(devices: Devices) -> None:
     """Wait until every device has done what it was given."""
     for device in dict.fromkeys(devices):
-        module = counters(device)
-        if module is not None:
-            module.synchronize(device)
+        if counters(device) is not None:
+            counters(device).synchronize(device)
+        elif device.type != "cpu":
+            torch.get_device_module(device).synchronize()
 
 
 def alternate(layouts: Sequence[Layout], number: int) -> dict[str, Sample]:
@@ -102,8 +104,7 @@ def _timed(layout: Layout, number: int) -> Sample:
 
 def _record(event: Any, device: torch.device) -> None:
     if event is not None:
-        with counters(device).device(device):
-            event.record()
+        event.record(counters(device).current_stream(device))
 
 
 def ratio(samples: Sequence[Sample], base: Sequence[Sample]) -> Spread:

@@ -106,7 +106,7 @@ class Block(nn.Module):
 def kept_units(images: Tensor, units: Tensor, key: int, chance: float) -> Tensor:
     """(B, units) bools, True with probability 1 - chance, by the hash of (key, image, unit)."""
     rows = keyed.mix(keyed.mix(images) ^ key)
-    columns = keyed.mix(units + keyed.key(key))
+    columns = keyed.mix((units + keyed.key(key)) % keyed.RANGE)
     return keyed.mix(rows[:, None] ^ columns[None, :]) >= round(chance * keyed.RANGE)
 
 

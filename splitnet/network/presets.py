@@ -44,7 +44,7 @@ PAPER = replace(
 HALF = replace(
     ALEXNET.changed("alexnet-half", conv1={"out": 48}, conv2={"out": 128}, conv3={"out": 192}, conv4={"out": 192}),
     counts=(1,),
-    why_counts="alexnet-half is the network of one GPU: it has one tower (alexnet has two)",
+    why_counts="alexnet-half is the network of one GPU: it has one tower: --towers 1 (alexnet has two)",
 )
 
 # 2012, layers-150: conv2 and the hidden fully connected rows are wider, so that towers which never speak before
@@ -89,7 +89,7 @@ TORCHVISION = Architecture(
         Layer("fc8", 1000, after=(), crosses=True, home=True),
     ),
     counts=(1,),
-    why_counts="torchvision's AlexNet is a network of one tower (alexnet-paper is the one to split)",
+    why_counts="torchvision's AlexNet has one tower: --towers 1 (alexnet-paper is the one to split)",
 )
 
 # textbook, 5.6: no norm, no padding in conv1 (224 -> 54), grey images, ten classes.
@@ -118,7 +118,7 @@ LENET = Architecture(
     ),
     pool=Pool(2, 2),
     counts=(1,),
-    why_counts="lenet has one tower",
+    why_counts="lenet has one tower: --towers 1",
 )
 
 _ALL = (FASHION, ALEXNET, PAPER, HALF, ISOLATED, NO_NORM, PLAIN_POOL, CAFFE, TORCHVISION, LENET)

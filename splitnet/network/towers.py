@@ -9,7 +9,7 @@ from torch.profiler import record_function
 from splitnet import spans
 from splitnet.network.architecture import Architecture, Phase, Transfer
 from splitnet.network.layers import Block, Moment
-from splitnet.network.weights import chunk, join
+from splitnet.network.weights import chunk, fill, join
 
 
 class Record(Protocol):
@@ -84,5 +84,4 @@ class SplitNet(nn.Module):
     def load_whole_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take what any layout wrote. UsageError names the first name or shape that differs."""
         for tower in self.hosted:
-            share = chunk(self.architecture, state, tower.indices)
-            tower.load_state_dict(share)
+            fill(tower, chunk(self.architecture, state, tower.indices))

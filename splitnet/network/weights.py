@@ -69,6 +69,11 @@ def check(architecture: Architecture, state: Mapping[str, Tensor]) -> None:
             raise UsageError(f"{of}: {name} has no place in it")
 
 
+def fits(architecture: Architecture, state: Mapping[str, Tensor]) -> bool:
+    """Whether the state is one of this architecture."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes(architecture)
+
+
 def chunk(architecture: Architecture, state: Mapping[str, Tensor], towers: Sequence[int]) -> State:
     """The share of these towers: one, or all of them in one piece."""
     check(architecture, state)
@@ -81,6 +86,11 @@ def chunk(architecture: Architecture, state: Mapping[str, Tensor], towers: Seque
             elif 0 in towers:
                 share[name] = state[name]
     return share
+
+
+def fill(tower: nn.Module, share: State) -> None:
+    """Give a tower its share, wherever it is."""
+    tower.load_state_dict(share)
 
 
 def join(architecture: Architecture, shares: Sequence[Mapping[str, Tensor]]) -> State:

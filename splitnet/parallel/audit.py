@@ -9,6 +9,15 @@ from splitnet.network.architecture import Architecture, Transfer
 from splitnet.parallel import exchange, fake
 from splitnet.parallel.placement import Placement
 
+PACKAGE = Path(exchange.__file__).parents[1]
+LOOP = "training/loop.py"
+HOST_SENDERS = (LOOP, "parallel/exchange.py", "parallel/placement.py", "network/weights.py")
+"""Where labels, images and weights leave the host."""
+HOST_READERS = (LOOP, "network/weights.py")
+"""Where a step's outcome and weights reach it."""
+OUTCOME = 16
+"""Bytes that the loop reads after a step or a test batch: two numbers."""
+
 Pair = tuple[str, str, str]
 """Source and target device, and the phase."""
 
@@ -28,7 +37,7 @@ class Audit:
     """Copies between a device and the host."""
 
     def __str__(self) -> str:
-        known = f"{self.bytes:,} bytes were exchanged: as the table says, to the byte"
+        known = f"{self.bytes:,} bytes were exchanged: as the table derives, to the byte"
         if self.copies is None:
             return f"{known}."
         return (
@@ -54,11 +63,13 @@ def audit(
                 f"{row}, {phase}, tower {source} to tower {target}: {recorded[place]:,} bytes were exchanged,"
                 f" the table says {expected[place]:,}"
             )
-    if not any(device.type == "fake" for device in placement.devices):
+    if not all(device.type == "fake" for device in placement.devices):
         return Audit(recorded.total(), None, None)
-    between, host = _copies()
-    _hold_against(between, recorded, placement)
-    return Audit(recorded.total(), sum(between.values()), host)
+    copies = fake.copies()
+    host = Counter({copy: n for copy, n in copies.items() if "cpu" in (copy.source, copy.target)})
+    _hold_host(host)
+    _hold_between(copies - host, recorded, placement)
+    return Audit(recorded.total(), (copies - host).total(), host.total())
 
 
 def _place(transfer: Transfer) -> tuple[str, str, int, int]:
@@ -69,13 +80,20 @@ def _expected(architecture: Architecture, images: dict[str, int]) -> Counter[tup
     return Counter({_place(t): t.bytes * images[t.phase] for t in architecture.transfers(1) if images[t.phase]})
 
 
-def _copies() -> tuple[Counter[fake.Copy], int]:
-    """Copies between two devices, and how many there were to and from the host."""
-    between = Counter({copy: n for copy, n in fake.copies().items() if "cpu" not in (copy.source, copy.target)})
-    return between, fake.copies().total() - between.total()
+def _hold_host(copies: Counter[fake.Copy]) -> None:
+    """Images, labels and weights in; a step's loss and count, and weights, out. Nothing else, and nothing backward."""
+    for copy in copies:
+        out = copy.target == "cpu"
+        known = any(Path(copy.file) == PACKAGE / file for file in (HOST_READERS if out else HOST_SENDERS))
+        too_much = out and Path(copy.file) == PACKAGE / LOOP and copy.bytes > OUTCOME
+        if not known or too_much or copy.phase == "backward":
+            raise UnknownCopyError(
+                f"{copy.file}:{copy.line} copies {copy.bytes:,} bytes from {copy.source} to {copy.target}"
+                f" ({copy.phase}), which is neither images, labels, weights nor a step's outcome"
+            )
 
 
-def _hold_against(copies: Counter[fake.Copy], recorded: Counter[tuple[str, str, int, int]], where: Placement) -> None:
+def _hold_between(copies: Counter[fake.Copy], recorded: Counter[tuple[str, str, int, int]], where: Placement) -> None:
     for copy in copies:
         if Path(copy.file) != Path(exchange.__file__):
             raise UnknownCopyError(

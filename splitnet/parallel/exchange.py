@@ -71,12 +71,12 @@ class LocalExchange:
         return [copies[device] for device in self.devices]
 
     def all_gather(self, xs: list[Tensor], row: str) -> list[Tensor]:
-        return [self.collect(xs, row, reader) for reader in range(len(self.devices))]
+        return [self.gather_on(xs, row, reader) for reader in range(len(self.devices))]
 
     def gather(self, xs: list[Tensor], row: str) -> Tensor:
-        return self.collect(xs, row, reader=0)
+        return self.gather_on(xs, row, reader=0)
 
-    def collect(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
+    def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
         """All channels on the reader's device, tower 0's first whoever reads."""
         parts = [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
         return torch.cat(parts, dim=1)

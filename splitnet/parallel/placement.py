@@ -55,7 +55,7 @@ def _best(architecture: Architecture) -> tuple[list[str], str]:
     if gpus:
         found = f"{gpus} GPU{'s' * (gpus > 1)} found for {towers} towers"
         return ["cuda:0"] * towers, f"{found}: all share the first, and nothing crosses a link"
-    return [f"fake:{i}" for i in range(towers)], f"no GPU found: {towers} fake devices, emulated on the CPU, stand in"
+    return [f"fake:{i}" for i in range(towers)], f"no GPU found: {towers} fake devices stand in"
 
 
 def _asked(architecture: Architecture, names: list[str]) -> tuple[list[str], str]:
@@ -80,6 +80,8 @@ def _kind(name: str) -> str:
 def _existing(name: str) -> torch.device:
     """The device of that name, with its index. UsageError if it is not there."""
     try:
+        if _kind(name) in {"lazy", "privateuseone"}:  # what fake devices are called inside PyTorch
+            raise RuntimeError
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--devices {name}: no such kind of device (cuda:0, cpu, fake:0, …)") from error

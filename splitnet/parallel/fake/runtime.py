@@ -110,6 +110,18 @@ def set_rng_state(state: Tensor, device: Device = None) -> None:
     torch.default_generator.set_state(state)
 
 
+class Stream:
+    """The one queue of a fake device, to record events on. Operations are done when their calls return."""
+
+    def __init__(self, device: Device = None) -> None:
+        self.device = devices.fake(devices.required(device))
+
+
+def current_stream(device: Device = None) -> Stream:
+    """The stream of `device`: there is one."""
+    return Stream(device)
+
+
 class Event:
     """A moment on a fake device's clock."""
 
@@ -117,9 +129,10 @@ class Event:
         self._enable_timing = enable_timing
         self._seconds: float | None = None
 
-    def record(self, device: Device = None) -> None:
-        """Remember when `device` will have done what was asked of it so far."""
-        self._seconds = clocks.now(devices.required(device))
+    def record(self, stream: "Stream | Device" = None) -> None:
+        """Remember when the stream's device, or a device itself, will have done what was asked of it so far."""
+        where = stream.device if isinstance(stream, Stream) else stream
+        self._seconds = clocks.now(devices.required(where))
 
     def elapsed_time(self, end: "Event") -> float:
         """Milliseconds from this event to `end`, emulated."""
