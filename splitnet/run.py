@@ -55,7 +55,7 @@ class RunOptions:
     weights: Path | None = option(None, "start from these: safetensors, by the whole network's names")
     seed: int = option(0, "of weights, order and dropout")
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")
-    compare: bool = option(True, "measure beside one device (two towers or more)")
+    compare: bool = option(True, "measure in alternation beside the same on one device")
     out: Path = option(Path("profiles"), "the folder that gets the run's folder")
 
     def __post_init__(self) -> None:
@@ -156,9 +156,9 @@ class Report:
             self.console.print(tables.tests(map(plain, self.tests), plain(self.steps)))
         skipped = self.job.dataset.skipped
         if skipped:
-            first, why = next(iter(skipped.items()))
+            path, why = next(iter(skipped.items()))
             self.console.print(
-                f"Skipped {_counted(len(skipped), 'broken image')}, the first {first}: {why}",
+                f"Skipped {_counted(len(skipped), 'broken image')}, the first {path}: {why}",
                 highlight=False,
             )
 
@@ -254,10 +254,10 @@ def carry_out(job: Job, report: Report) -> tuple[str, int]:
         finally:
             report.trained()
         report.console.print(audited, highlight=False)
-        if job.options.compare and job.options.steps != 0 and job.options.towers > 1:
+        if job.options.compare and job.options.steps != 0:
             measure(job, report)
     except KeyboardInterrupt:
-        sys.stderr.write("splitnet: interrupted; what was recorded is kept\n")
+        report.console.print("Interrupted: what was recorded is kept.")
         return "interrupted", 130
     except SystemExit:  # rich, when nobody reads its output any more
         return "failed: the output was closed", 1

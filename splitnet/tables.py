@@ -124,14 +124,15 @@ def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) 
         yield "step ms, emulated", [_spread(layout["device_step_ms"], 0) for layout in layouts]
     yield "parameters", [f"{layout['parameters']:,}" for layout in layouts]
     base = HEADINGS[comparison["base"]].format(**layouts[0])
-    yield f"speed / {base}", [_spread(layout["ratio"], 3) for layout in layouts]
+    if len(layouts) > 1:
+        yield f"speed / {base}", [_spread(layout["ratio"], 3) for layout in layouts]
     for device in dict.fromkeys(d for layout in layouts for d in layout["memory"]):
         kinds = [("peak", f"peak MiB {device}")] + [
             (k, f"  {k}") for k in ("parameters", "gradients", "optimizer", "activations")
         ]
         for kind, heading in kinds:
             yield heading, [_mib(layout["memory"].get(device), kind) for layout in layouts]
-    for kind in ("measured", "derived"):
+    for kind in ("measured", "derived") if layouts[0]["exchanged"] else ():
         totals = [sum(e[kind] for e in layout["exchanged"]) for layout in layouts]
         yield f"bytes a step, {kind}", [f"{total:,.0f}" for total in totals]
     for step, heading in ((0, "loss difference, first step"), (-1, "  last step")):
@@ -142,17 +143,19 @@ def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) 
 
 def notes(comparison: dict[str, Any]) -> str:
     """What the figures of `results` stand for."""
-    lines = [
-        "Ratios are taken round by round. Activations are the rest of the peak. Losses differ by float32 rounding,"
-        " which grows with each update, fastest under Adam: python -m splitnet.verify proves equality in float64."
-    ]
+    lines = ["Median and range. Activations are the rest of the peak."]
+    if comparison["layouts"][0]["loss_differences"] is not None:
+        lines[0] += (
+            " Ratios are taken round by round. Losses differ by float32 rounding, which grows with each update,"
+            " fastest under Adam: python -m splitnet.verify proves equality in float64."
+        )
     if any(device.startswith("fake") for layout in comparison["layouts"] for device in layout["devices"]):
         lines.append(
             "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's, emulated"
             " ms those of the devices' clocks, had they worked side by side. Memory counts tensors only."
         )
     if not all(layout["memory"] for layout in comparison["layouts"]):
-        lines.append("The plain CPU has no memory counters: fake devices (--devices fake:0,fake:1) count.")
+        lines.append("The plain CPU has no memory counters; fake devices count (--devices fake:0, …).")
     return "\n".join(lines)
 
 

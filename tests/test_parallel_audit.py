@@ -22,7 +22,7 @@ def trained(devices=("fake:0", "fake:1"), meddle=None):
         meddle(net)
     data = load("synthetic", size=table.size, train=4, test=4)
     optimizer = make_optimizer(net.parameters(), "sgd")
-    training_step(net, optimizer, data.train.read(torch.arange(4))).tolist()
+    training_step(net, optimizer, data.train.read(torch.arange(4)))
     evaluate(net, data.test, batch_size=4)
     return table, placement, net
 

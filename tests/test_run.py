@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from layouts import small
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -210,7 +211,7 @@ def test_the_tables_tell_what_the_files_hold(whole):
             size = f"{sum(t.bytes for t in row.transfers(4)):,}"
             assert f"{row.name} {size} {size}" in text  # measured, derived
     assert f"{TABLE.parameters:,}" in text
-    assert "as the table says, to the byte" in text
+    assert "as the table derives, to the byte" in text
     for word in ("images/s", "step ms", "emulated", "peak MiB fake:1", "optimizer", "activations", "loss difference"):
         assert word in text
 
@@ -242,6 +243,42 @@ def test_one_tower_has_nothing_to_exchange(go):
     assert ran.json("run")["bytes_exchanged_a_step"] == 0
     assert "44,426" in ran.out
     assert max(map(len, ran.out.splitlines()[2:-1])) <= 80
+
+
+@pytest.mark.parametrize("devices", ["fake:1,fake:0", "fake:0,cpu", "fake:0,fake:0", "fake:1", "cpu,cpu"])
+def test_towers_run_wherever_they_are_put(go, monkeypatch, devices):
+    shrink(monkeypatch)
+    ran = go(*SMALL, "--steps", "1", "--devices", devices)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json("run")["status"] == "finished"
+    for column in ran.json("compare")["layouts"]:
+        emulated = column["devices"][0].startswith("fake")
+        assert (column["device_step_ms"] is not None) == emulated
+        if emulated:
+            assert 0 < column["device_step_ms"]["median"] <= 1.01 * column["step_ms"]["median"]
+    exchanged = "," in devices
+    assert (ran.json("run")["bytes_exchanged_a_step"] > 0) == exchanged
+    assert (f"{TABLE.bytes_exchanged(4):,}" in ran.out) == exchanged
+
+
+def test_the_comparison_starts_from_the_weights_given(go, monkeypatch, tmp_path):
+    shrink(monkeypatch)
+    save(build(TABLE, devices=["cpu"], seed=9).whole_state_dict(), tmp_path / "w.safetensors")
+    words = ("--steps", "2", "--weights", str(tmp_path / "w.safetensors"))
+    with_weights = go(*SMALL, *words)
+    assert with_weights.code == 0
+    towers, whole, _ = with_weights.json("compare")["layouts"]
+    assert [s["loss"] for s in with_weights.records("step")] == towers["losses"][:2]
+    assert max(towers["loss_differences"]) < 1e-3
+    assert whole["losses"][0] != go(*SMALL, "--steps", "2").json("compare")["layouts"][1]["losses"][0]
+
+
+def test_a_wrong_device_is_told_before_data_is_fetched(go, tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion, "_download", lambda _: pytest.fail("data was fetched"))
+    (tmp_path / "empty").mkdir()
+    ran = go("--data-dir", str(tmp_path / "empty"), "--devices", "cuda:98,cuda:99")
+    assert ran.code == 2
+    assert "--devices cuda:98" in ran.err
 
 
 def test_the_default_is_30_steps():
@@ -333,11 +370,10 @@ def test_a_bar_shows_loss_accuracy_and_speed():
 @pytest.fixture
 def pictures(tmp_path):
     """Two classes of four images, in train/ and in val/."""
-    image = pytest.importorskip("PIL.Image")
     root = tmp_path / "pictures"
     for place, path in enumerate(root / s / c / f"{i}.png" for s in ("train", "val") for c in "ab" for i in range(4)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.new("RGB", (40, 30), (10 * place, 99, 200)).save(path)
+        Image.new("RGB", (40, 30), (10 * place, 99, 200)).save(path)
     return root
 
 
@@ -365,7 +401,7 @@ def test_a_folder_of_broken_images_alone_is_one_line(go, pictures, split):
     assert re.fullmatch(
         rf"splitnet: error: --data-dir \S+: none of the 8 images in \S+/{split} can be read.*\n", ran.err
     )
-    assert ran.json("run")["status"].startswith("failed: --data-dir")
+    assert ran.folder is None
 
 
 # Bad input
@@ -418,6 +454,9 @@ BAD = [
     ("--crosses conv1", "--crosses conv1", "images"),
     ("--devices cuda:99,cuda:0", "--devices cuda:99"),
     ("--devices fake:7,fake:0", "--devices fake:7", "fake:0, fake:1"),
+    ("--devices fake:0,lazy:1", "--devices lazy:1", "no such kind"),
+    (f"{L} --weights {300 * 'w'}", "too long"),
+    (f"--data-dir {300 * 'd'}", "too long"),
     ("--devices tpu,cpu", "--devices tpu"),
     ("--devices cpu:1,cpu", "--devices cpu:1"),
     ("--devices meta,meta", "--devices meta"),

@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 import torch
 from layouts import relative, small
+from PIL import Image
 
 from splitnet.network.layers import Moment
 from splitnet.parallel import fake
@@ -299,11 +300,10 @@ def test_images_are_resized_on_their_devices_to_the_weights_type():
 @pytest.fixture
 def broken_folder(tmp_path):
     """Six images of two classes, of which the files at places 1, 2 and 3 are broken."""
-    image = pytest.importorskip("PIL.Image")
     names = [f"{name}/{i}.png" for name in "ab" for i in range(3)]
     for place, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        image.new("RGB", (30, 30), (40 * place, 9, 9)).save(tmp_path / name)
+        Image.new("RGB", (30, 30), (40 * place, 9, 9)).save(tmp_path / name)
         if place in {1, 2, 3}:
             (tmp_path / name).write_bytes(b"\x89PNG no more")
     return FolderSplit(tmp_path, names, torch.tensor([0, 0, 0, 1, 1, 1]), 32, 1, {})

@@ -125,7 +125,7 @@ def test_a_deliberate_fault_is_found_a_thousandfold(prove, name, fault):
     assert "Towers do NOT equal the whole network" in out
     words = " ".join(out.split())
     assert f"Broken on purpose ({fault}: " in words
-    assert words.endswith(": found.")
+    assert re.search(r"\): found, \S+ times the tolerance\.$", words)
     excess = float(words.partition("the worst is ")[2].split()[0])
     assert excess >= 1000
 
@@ -486,3 +486,12 @@ def test_no_operation_lacks_a_deterministic_form_on_cuda(name):
         attempt(build(table, devices=["cpu", "cpu"]).double(), *images(table, 2, 0, torch.float64))
     assert "convolution_backward" in seen.names
     assert sorted(filter(lacking.fullmatch, seen.names)) == []
+
+
+@pytest.mark.slow
+def test_alexnet_at_full_width_is_proven(capsys):
+    assert main(["--preset", "alexnet", "--batch-size", "2"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Towers equal the whole network on fake:0" in text
+    assert "Towers on fake:0, fake:1 and all on fake:0: equal bit for bit" in text
+    assert "Towers on fake:0, fake:1 and all on cpu: equal bit for bit" in text
