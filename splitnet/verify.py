@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -87,12 +88,19 @@ class Proof:
             yield str(device), identical(towers, self.trial(together, self.architecture))
 
 
-def use_exact_kernels() -> None:
-    """On CUDA: deterministic algorithms, and no products in TF32."""
+@contextmanager
+def exact_kernels() -> Iterator[None]:
+    """On CUDA: deterministic algorithms, and no products in TF32; as it was before, afterwards."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
+    products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), products.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
+    products.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        products.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before[1:]
 
 
 def prove(proof: Proof, console: Console) -> bool:
@@ -126,9 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         architecture, placement = check(options)
-        use_exact_kernels()
         console.print(tables.devices(architecture, placement), highlight=False, soft_wrap=True)
-        return 0 if prove(Proof(options, architecture, placement), console) else 1
+        with exact_kernels():
+            return 0 if prove(Proof(options, architecture, placement), console) else 1
     except UsageError as error:
         return refuse(error)
     except KeyboardInterrupt:

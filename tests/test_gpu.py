@@ -24,11 +24,8 @@ on_gpus = pytest.mark.parametrize("devices", [ONE, TWO])
 @pytest.fixture
 def exact():
     """Deterministic algorithms and no TF32, as `verify` has it."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    verify.use_exact_kernels()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
+    with verify.exact_kernels():
+        yield
 
 
 @pytest.fixture

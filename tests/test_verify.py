@@ -495,3 +495,11 @@ def test_alexnet_at_full_width_is_proven(capsys):
     assert "Towers equal the whole network on fake:0" in text
     assert "Towers on fake:0, fake:1 and all on fake:0: equal bit for bit" in text
     assert "Towers on fake:0, fake:1 and all on cpu: equal bit for bit" in text
+
+
+def test_exact_kernels_are_for_the_proof_alone(prove):
+    prove("--preset", "fashion")
+    assert not torch.are_deterministic_algorithms_enabled()
+    with verify.exact_kernels():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.allow_tf32
