@@ -8,6 +8,8 @@ VENV := .venv/bin/python
 READY := .venv/.installed
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 PYTEST := $(VENV) -m pytest
+# Tests keep to one thread each; a process takes 0.6 GB.
+SPREAD := -n auto --maxprocesses 4
 CUDA := gpu or two_gpus
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -20,10 +22,10 @@ run: $(READY)
 # Fake devices and CUDA do not share a process, so the GPU tests come first, in one of their own (5: it has none).
 test: $(READY)
 	$(PYTEST) -m "($(CUDA)) and not soak" $(ARGS) || [ $$? -eq 5 ]
-	$(PYTEST) -m "not ($(CUDA)) and not soak" $(ARGS)
+	$(PYTEST) $(SPREAD) -m "not ($(CUDA)) and not soak" $(ARGS)
 
 fast: $(READY)
-	$(PYTEST) -m "not slow and not ranks and not ($(CUDA)) and not soak" $(ARGS)
+	$(PYTEST) $(SPREAD) -m "not slow and not ranks and not ($(CUDA)) and not soak" $(ARGS)
 
 check: $(READY)
 	$(VENV) -m ruff format --check .
@@ -32,7 +34,7 @@ check: $(READY)
 	$(MAKE) --no-print-directory fast
 
 soak: $(READY)
-	$(PYTEST) -m soak $(ARGS)
+	$(PYTEST) $(SPREAD) -m soak $(ARGS)
 
 # What tools leave behind; the environment and the runs under profiles/ stay.
 clean:

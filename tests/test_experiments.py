@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_two_towers_need_little_more_than_half_the_memory():
     from experiments.memory import peaks
     from splitnet.network.presets import preset

@@ -37,6 +37,7 @@ def _run(code: str) -> None:
 # Where they are
 
 
+@pytest.mark.slow
 def test_importing_does_nothing_and_installing_again_adds_what_is_missing() -> None:
     _run(
         "import torch; from splitnet.parallel import fake\n"

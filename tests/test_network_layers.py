@@ -85,6 +85,7 @@ def test_conv1_of_2012_reads_three_zeros_at_the_right_and_the_bottom():
     assert torch.allclose(out[..., 54:, 54:], edge, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_torchvision_is_torchvisions():
     ours, theirs = build("torchvision", towers=1, devices=["cpu"]).double(), torchvision.models.alexnet().double()
     names = list(ours.whole_state_dict())

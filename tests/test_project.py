@@ -85,7 +85,7 @@ def test_make_run_passes_options_on():
 
 @needs_make
 def test_gpu_tests_have_a_process_of_their_own():
-    runs = re.findall(r'-m pytest -m "(.*?)"', make("--dry-run", "test").stdout)
+    runs = re.findall(r'-m pytest .*?-m "(.*?)"', make("--dry-run", "test").stdout)
     assert runs == ["(gpu or two_gpus) and not soak", "not (gpu or two_gpus) and not soak"]
 
 
@@ -118,7 +118,7 @@ def calls(bare: Path) -> list[str]:
 
 @needs_make
 def test_an_environment_is_made_once(bare):
-    install, tests = "-m pip install --editable .[dev]", "-m pytest -m soak"
+    install, tests = "-m pip install --editable .[dev]", "-m pytest -n auto --maxprocesses 4 -m soak"
     assert make("soak", "PYTHON=./python", cwd=bare).returncode == 0
     assert calls(bare) == ["made", install, tests]
     assert make("soak", "PYTHON=./python", cwd=bare).returncode == 0

@@ -261,6 +261,7 @@ def test_towers_run_wherever_they_are_put(go, monkeypatch, devices):
     assert (f"{TABLE.bytes_exchanged(4):,}" in ran.out) == exchanged
 
 
+@pytest.mark.slow
 def test_the_comparison_starts_from_the_weights_given(go, monkeypatch, tmp_path):
     shrink(monkeypatch)
     save(build(TABLE, devices=["cpu"], seed=9).whole_state_dict(), tmp_path / "w.safetensors")
@@ -319,6 +320,7 @@ def test_steps_beyond_an_epoch_are_tested_at_its_end_and_at_theirs(go):
     assert [(t["step"], t["epoch"], t["images"]) for t in ran.records("test")] == [(2, 1, 128), (3, 2, 128)]
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_process_are_audited_apart(tmp_path, monkeypatch):
     shrink(monkeypatch)
     words = [*SMALL, "--steps", "1", "--no-compare", "--out", str(tmp_path / "runs")]

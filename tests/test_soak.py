@@ -19,7 +19,7 @@ pytestmark = pytest.mark.soak
 @pytest.mark.parametrize("number", range(100))
 def test_whatever_kills_a_run_its_records_are_whole(number, tmp_path):
     chance = random.Random(number)
-    words = "--preset lenet --towers 1 --data synthetic --batch-size 8 --epochs 3 --threads 1 --out"
+    words = "--preset lenet --towers 1 --data synthetic --batch-size 8 --epochs 100 --threads 1 --out"
     command = [sys.executable, "-m", "splitnet.run", *words.split(), str(tmp_path)]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not any(tmp_path.iterdir()) and run.poll() is None:  # importing is PyTorch's time, not ours
@@ -38,7 +38,7 @@ def test_whatever_kills_a_run_its_records_are_whole(number, tmp_path):
         )
         assert steps == list(range(len(steps)))
     if how == signal.SIGINT:
-        assert run.returncode in {0, 130}
+        assert run.returncode == 130
         assert "Traceback" not in errors
 
 
