@@ -86,8 +86,10 @@ def refuse(error: UsageError) -> int:
 
 
 def guarded(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's main; bad usage is one line and exit 2."""
+    """Run a main and exit: bad usage is one line and 2, an interrupt at whatever moment 130, neither a traceback."""
     try:
         sys.exit(main())
     except UsageError as error:
         sys.exit(refuse(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

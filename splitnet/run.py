@@ -22,7 +22,7 @@ from splitnet.network import weights
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
 from splitnet.network.towers import SplitNet
-from splitnet.options import LARGEST, check_bounds, option, parse, refuse
+from splitnet.options import LARGEST, check_bounds, guarded, option, parse, refuse
 from splitnet.parallel import fake
 from splitnet.parallel.audit import UnknownCopyError, audit
 from splitnet.parallel.placement import Placement, describe, host, place
@@ -296,4 +296,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

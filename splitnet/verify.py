@@ -15,7 +15,7 @@ from splitnet.errors import UsageError
 from splitnet.faults import FAULTS, broken, check_has_place
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
-from splitnet.options import LARGEST, check_bounds, option, parse, refuse
+from splitnet.options import LARGEST, check_bounds, guarded, option, parse, refuse
 from splitnet.parallel.placement import Placement, host, place
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -147,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    guarded(main)

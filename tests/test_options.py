@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from splitnet.errors import UsageError
-from splitnet.options import option, parse, refuse
+from splitnet.options import guarded, option, parse, refuse
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,16 @@ def test_help_tells_defaults(capsys):
     assert "python -m splitnet.some" in text
     assert "how many (default 3)" in text
     assert "--no-quick" in text
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (UsageError("--x: y"), 2), (None, 0)])
+def test_a_command_exits_without_a_traceback(error, status, capsys):
+    def main():
+        if error is not None:
+            raise error
+        return 0
+
+    with pytest.raises(SystemExit) as leaving:
+        guarded(main)
+    assert leaving.value.code == status
+    assert capsys.readouterr().err == ("splitnet: error: --x: y\n" if status == 2 else "")
