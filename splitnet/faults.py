@@ -34,7 +34,7 @@ class OwnFirst(LocalExchange):
     """Puts the reader's own channels in front."""
 
     def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
-        parts = [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
+        parts = self.parts_on(xs, row, reader)
         return torch.cat([*parts[reader:], *parts[:reader]], dim=1)
 
 
@@ -52,7 +52,7 @@ class DropoutPerConsumer(LocalExchange):
     def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
         if row not in self.before:
             return super().gather_on(xs, row, reader)
-        parts = [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
+        parts = self.parts_on(xs, row, reader)
         return torch.cat([self._dropped(x, row, owner, reader) for owner, x in enumerate(parts)], dim=1)
 
     def _dropped(self, x: Tensor, row: str, owner: int, reader: int) -> Tensor:

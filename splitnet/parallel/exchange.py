@@ -78,8 +78,11 @@ class LocalExchange:
 
     def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
         """All channels on the reader's device, tower 0's first whoever reads."""
-        parts = [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
-        return torch.cat(parts, dim=1)
+        return torch.cat(self.parts_on(xs, row, reader), dim=1)
+
+    def parts_on(self, xs: list[Tensor], row: str, reader: int) -> list[Tensor]:
+        """Every tower's channels on the reader's device: its own as they are, the others' sent."""
+        return [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
 
     def send(self, x: Tensor, row: str, owner: int, reader: int) -> Tensor:
         """One tower's channels on another's device; recorded, and backward again."""
