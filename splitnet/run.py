@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from splitnet import tables
@@ -184,7 +184,7 @@ def learn(job: Job, report: Report) -> str:
     total = limits["steps"] if limits["epochs"] is None else limits["epochs"] * a_pass
     assert total is not None
     tested_at = None
-    with progress_bar(report.console, total) as show:
+    with progress_bar(Console(), total) as show:
         for record in train(net, split, optimizer, batch_size=size, seed=options.seed, **limits):
             report.add(record)
             show(record)
@@ -207,7 +207,10 @@ def learn(job: Job, report: Report) -> str:
 def progress_bar(console: Console, total: int) -> Iterator[Any]:
     """Yields what shows one step's record."""
     text = "loss {task.fields[loss]} · accuracy {task.fields[accuracy]} · {task.fields[speed]} images/s"
-    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TextColumn(text), TimeRemainingColumn())
+    columns: list[ProgressColumn] = [TextColumn("step"), MofNCompleteColumn(), TextColumn(text)]
+    if console.width >= 80:  # a line that is drawn again must fit the terminal, or each drawing stays
+        columns[2:2] = [BarColumn(20)]
+        columns.append(TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total, loss="-", accuracy="-", speed="-")
 
@@ -229,7 +232,7 @@ def measure(job: Job, report: Report) -> None:
     steps = [whole[i % len(whole)] for i in range(WARM_UP + ROUNDS)]  # small sets are gone through again
     training = Training(steps, options.optimizer, options.lr, options.seed, job.state)
     comparison: dict[str, Any] = {}
-    with report.console.status("") as status:
+    with Console().status("") as status:
         for text, found in compare(job.architecture, job.placement, training, ROUNDS):
             status.update(text)
             comparison = plain(found) if found else comparison

@@ -734,3 +734,16 @@ def test_a_terminal_without_these_characters_is_no_traceback(tmp_path):
     out, err = ended.communicate(timeout=60)
     assert (ended.returncode, err) == (0, "")
     assert "44,426" in out
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_progress_bar_is_one_line_of_the_terminal(width):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width)
+    with run.progress_bar(console, 400) as show:
+        show(run.Step(48, 0, 2.2814, 0.125, 128, 23.0))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    drawn = [line for line in re.split(r"[\r\n]+", text) if "step" in line]
+    assert drawn
+    assert all(len(line.rstrip()) <= width and "images/s" in line for line in drawn)
+    assert ("━" in text) == (width >= 80)
