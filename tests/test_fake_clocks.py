@@ -148,3 +148,42 @@ def test_reset_starts_again() -> None:
     fake.reset()
     assert fake.clock(ONE) == fake.clock(TWO) == 0
     assert (clocks.speed[0], clocks.link) == (1, clocks.Link())
+
+
+def _sums(index: int) -> tuple[float, float, float, float]:
+    spent = clocks.sums()[index]
+    return spent.busy, spent.exposed, spent.input, spent.idle
+
+
+def test_a_clock_says_what_its_time_went_to() -> None:
+    """Known answers: work of 1 s and 3 s, copies of 2 s each way at once, 1 s from the host."""
+    _at_zero(1000, 0)
+    clocks.compute(0, 1.0)
+    clocks.compute(1, 3.0)
+    assert clocks.transfer(0, 1, 2000) == (3.0, 5.0)
+    assert clocks.transfer(1, 0, 2000) == (3.0, 5.0)
+    clocks.compute(0, 1.0)
+    clocks.transfer(-1, 0, 1000)
+    clocks.synchronize()
+    assert fake.clock(ONE) == fake.clock(TWO) == 7.0
+    assert _sums(0) == (2.0, 2.0, 1.0, 2.0)
+    assert _sums(1) == (3.0, 2.0, 0.0, 2.0)
+
+
+def test_a_copy_from_the_host_hides_behind_one_between_devices() -> None:
+    _at_zero(1000, 0)
+    clocks.transfer(0, 1, 3000)
+    clocks.transfer(-1, 0, 1000)
+    clocks.transfer(-1, 1, 4000)
+    clocks.synchronize()
+    assert _sums(0) == (0.0, 3.0, 0.0, 1.0)
+    assert _sums(1) == (0.0, 3.0, 1.0, 0.0)
+
+
+def test_a_copy_waits_for_the_host_that_reads() -> None:
+    """What the host asks for after it has read starts when it has read, on every device and link."""
+    _at_zero(1000, 0)
+    assert clocks.transfer(0, -1, 2000) == (0.0, 2.0)
+    assert clocks.transfer(-1, 1, 1000) == (2.0, 3.0)
+    clocks.synchronize()
+    assert _sums(1) == (0.0, 0.0, 1.0, 2.0)

@@ -68,13 +68,15 @@ class SplitNet(nn.Module):
         xs = images if isinstance(images, list) else self.exchange.replicate(images)
         *rows, last = self.rows
         for row in rows:
-            if row.crosses:
-                with record_function(spans.exchange(row.name)):
-                    xs = self.exchange.all_gather(xs, row.name)
-            xs = [tower[row.name](x, self.moment) for tower, x in zip(self.hosted, xs, strict=True)]
-        with record_function(spans.exchange(last.name)):
-            x = self.exchange.gather(xs, last.name)
-        logits: Tensor = self.hosted[0][last.name](x, self.moment)
+            with record_function(spans.row(row.name)):
+                if row.crosses:
+                    with record_function(spans.exchange(row.name)):
+                        xs = self.exchange.all_gather(xs, row.name)
+                xs = [tower[row.name](x, self.moment) for tower, x in zip(self.hosted, xs, strict=True)]
+        with record_function(spans.row(last.name)):
+            with record_function(spans.exchange(last.name)):
+                x = self.exchange.gather(xs, last.name)
+            logits: Tensor = self.hosted[0][last.name](x, self.moment)
         return logits
 
     def whole_state_dict(self) -> dict[str, Tensor]:

@@ -125,11 +125,16 @@ def _schedule(
 
 def _with_last(found: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
     """Each batch, and whether it is the last: only reading on tells, since broken images may leave none."""
-    batch = next(found, None)
+    batch = _read(found)
     while batch is not None:
-        following = next(found, None)
+        following = _read(found)
         yield batch, following is None
         batch = following
+
+
+def _read(found: Iterator[Batch]) -> Batch | None:
+    with record_function(spans.DATA):
+        return next(found, None)
 
 
 def evaluate(

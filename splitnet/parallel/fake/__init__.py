@@ -14,6 +14,7 @@ import torch
 from splitnet.parallel.fake import clocks as _clocks
 from splitnet.parallel.fake import devices as _devices
 from splitnet.parallel.fake import faults as _faults
+from splitnet.parallel.fake import log as log
 from splitnet.parallel.fake import memory as _memory
 from splitnet.parallel.fake.backend import install, installed
 from splitnet.parallel.fake.faults import Fault, fault

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from splitnet.parallel.fake import devices, faults, memory, mixing, transfer
+from splitnet.parallel.fake import devices, faults, log, memory, mixing, transfer
 from splitnet.parallel.fake.devices import HOST, Place
 from splitnet.parallel.fake.execute import reshape, run
 from splitnet.parallel.fake.operators import describe
@@ -18,6 +18,8 @@ aten = torch.ops.aten
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `func`, an `OpOverload` of which an argument is a fake tensor or the device is a fake one."""
+    if log.entries is not None:
+        log.begin()
     handler = _HANDLERS.get(func)
     if handler is not None:
         return handler(*args, **kwargs)

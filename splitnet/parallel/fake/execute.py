@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splitnet.parallel.fake import clocks, devices, memory, mixing, transfer
+from splitnet.parallel.fake import clocks, devices, log, memory, mixing, transfer
 from splitnet.parallel.fake.devices import HOST, Place
 from splitnet.parallel.fake.operators import Operator, describe
 from splitnet.parallel.fake.tensor import FakeTensor
@@ -29,7 +29,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     start = time.perf_counter()
     result = operator.run(*plain_args, **plain_kwargs)
     if operator.launches and index != HOST:
-        clocks.compute(index, time.perf_counter() - start)
+        log.kernel(index, operator.name, clocks.compute(index, time.perf_counter() - start))
 
     if operator.written and fakes:
         owners = {id(fake._data): fake for fake in fakes}

@@ -7,6 +7,8 @@ failed before: the result is dropped and what was allocated stays as it was.
 
 import torch
 
+from splitnet.parallel.fake import log
+
 _UNITS = ("bytes", "KiB", "MiB", "GiB")
 
 allocated: list[int] = []
@@ -41,9 +43,11 @@ class Block:
         self.nbytes = nbytes
         allocated[index] += more
         peak[index] = max(peak[index], allocated[index])
+        log.memory(index, id(self), more, allocated[index])
 
     def __del__(self) -> None:
         allocated[self.index] -= self.nbytes
+        log.memory(self.index, id(self), -self.nbytes, allocated[self.index])
 
 
 def account(storage: torch.UntypedStorage, index: int) -> Block:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from splitnet.parallel.fake import clocks, devices, memory
+from splitnet.parallel.fake import log as log  # torch.fake.log: what a profiler makes the devices' lanes from
 
 MEMORY = ("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats", "empty_cache")
 

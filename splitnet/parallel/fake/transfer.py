@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from splitnet.parallel.fake import clocks, faults, memory, traffic
+from splitnet.parallel.fake import clocks, faults, log, memory, traffic
 from splitnet.parallel.fake.devices import HOST, Place, name
 
 
@@ -51,4 +51,7 @@ def _count(
 ) -> float:
     slower = math.prod(fault.factor for fault in struck if fault.kind == "slow")
     traffic.record(name(source), name(target), nbytes, differentiable=differentiable)
-    return clocks.transfer(source, target, nbytes, ready=ready, slower=slower)
+    free = [0.0 if end == HOST else clocks.now(end) for end in (source, target)]
+    start, done = clocks.transfer(source, target, nbytes, ready=ready, slower=slower)
+    log.transfer(source, target, nbytes, (start, done), (max(start - free[0], 0.0), max(start - free[1], 0.0)))
+    return done
