@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from splitnet.errors import UsageError
 
@@ -18,8 +18,13 @@ LARGEST = 2**63 - 1
 
 
 def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field that is an option of the command line."""
+    """A dataclass field that is an option of the command line; one typed tuple[T, ...] may be given again and again."""
     return field(default=default, metadata={"help": text, "choices": choices})
+
+
+def positional(text: str, default: Any = MISSING) -> Any:
+    """A dataclass field that is a word without a flag, in the order of the fields; one with a default is optional."""
+    return field(default=default, metadata={"help": text, "positional": True})
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,34 +41,51 @@ def parse(options: type[T], command: str, description: str, argv: Sequence[str] 
     """
     program = command if "/" in command else f"-m splitnet.{command}"
     description = "\n".join(textwrap.fill(paragraph, 80) for paragraph in description.splitlines())
-    usage = f"python {program} [options]"
+    words = [_word(entry) for entry in fields(options) if "positional" in entry.metadata]  # type: ignore[arg-type]
+    usage = " ".join(["python", program, *words, "[options]"])
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(f"python {program}", usage=usage, description=description, formatter_class=raw, allow_abbrev=False)
     hints = get_type_hints(options)
     for entry in fields(options):  # type: ignore[arg-type]
         _add(parser, entry, hints[entry.name])
-    return options(**vars(parser.parse_args(argv)))
+    given = vars(parser.parse_intermixed_args(argv))
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def _add(parser: argparse.ArgumentParser, entry: "Field[Any]", hint: Any) -> None:
     kind = _kind(hint)
-    flag = "--" + entry.name.removesuffix("_").replace("_", "-")
-    settings: dict[str, Any] = {"dest": entry.name, "default": entry.default, "help": entry.metadata["help"]}
+    settings: dict[str, Any] = {"help": entry.metadata["help"]}
+    if "positional" in entry.metadata:
+        if entry.default is not MISSING:
+            settings |= {"nargs": "?", "default": entry.default}
+        parser.add_argument(entry.name, type=kind, metavar=entry.name.upper(), **settings)
+        return
     assert entry.default is not MISSING
+    flag = "--" + entry.name.removesuffix("_").replace("_", "-")
+    settings |= {"dest": entry.name, "default": entry.default}
     if kind is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
         return
     choices = entry.metadata["choices"]
     if choices:
         settings["help"] += f": {', '.join(choices)}"
-    if entry.default is not None:
+    if get_origin(hint) is tuple:
+        settings |= {"action": "append", "default": list(entry.default), "help": settings["help"] + " (repeatable)"}
+    elif entry.default is not None:
         settings["help"] += f" (default {entry.default})"
     parser.add_argument(flag, type=kind, choices=choices, metavar=_metavar(kind), **settings)
 
 
+def _word(entry: "Field[Any]") -> str:
+    name = entry.name.upper()
+    return name if entry.default is MISSING else f"[{name}]"
+
+
 def _kind(hint: Any) -> Any:
-    """The type that a value is read with: T for both T and T | None."""
-    return next(part for part in get_args(hint) if part is not type(None)) if isinstance(hint, UnionType) else hint
+    """The type that a value is read with: T for T, T | None and tuple[T, ...]."""
+    if isinstance(hint, UnionType) or get_origin(hint) is tuple:
+        return next(part for part in get_args(hint) if part is not type(None))
+    return hint
 
 
 def _metavar(kind: type) -> str:

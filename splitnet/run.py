@@ -1,8 +1,8 @@
 """Train the network on its devices, test it, and measure it beside the same network on one device."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from splitnet import tables
 from splitnet.comparison import WARM_UP, Training, compare
 from splitnet.errors import UsageError
-from splitnet.measure.records import RunFolder, environment, plain
+from splitnet.measure import scalars, traces
+from splitnet.measure.profiler import Profile
+from splitnet.measure.records import RunFolder, environment, plain, timestamp
 from splitnet.network import weights
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
@@ -26,6 +27,7 @@ from splitnet.options import LARGEST, check_bounds, guarded, option, parse, refu
 from splitnet.parallel import fake
 from splitnet.parallel.audit import UnknownCopyError, audit
 from splitnet.parallel.placement import Placement, describe, host, place
+from splitnet.progress import progress_bar
 from splitnet.training.data import NAMES, Dataset, batches, load, order
 from splitnet.training.loop import DivergedError, Step, Test, evaluate, train
 from splitnet.training.optimizer import LEARNING_RATES, make_optimizer
@@ -55,6 +57,7 @@ class RunOptions:
     weights: Path | None = option(None, "start from these: safetensors, by the whole network's names")
     seed: int = option(0, "of weights, order and dropout")
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")
+    profile: bool = option(True, "record a few steps of the training as a trace")
     compare: bool = option(True, "measure in alternation beside the same on one device")
     out: Path = option(Path("profiles"), "the folder that gets the run's folder")
 
@@ -115,6 +118,8 @@ class Report:
         self.job, self.folder, self.console = job, folder, console
         self.tests: list[Test] = []
         self.steps: list[Step] = []
+        self.profile: Profile | None = None
+        self.filters: Tensor | None = None
         self.summary: dict[str, Any] = {"status": "running", "options": job.options}
 
     def opening(self) -> None:
@@ -125,6 +130,7 @@ class Report:
             "data": job.dataset.origin,
             "threads": torch.get_num_threads(),
             "parameters": architecture.parameters,
+            "layers": [{"row": r.name, "parameters": r.parameters} for r in architecture.rows()],
             "bytes_exchanged_a_step": 0
             if job.placement.whole
             else architecture.bytes_exchanged(job.options.batch_size),
@@ -163,10 +169,22 @@ class Report:
             )
 
     def close(self, status: str) -> None:
-        self.summary |= {"status": status, "steps": len(self.steps), "skipped": self.job.dataset.skipped}
+        self.summary |= {"status": status, "ended": timestamp(), "steps": len(self.steps)}
+        self.summary |= {"skipped": self.job.dataset.skipped}
         self.folder.write("run", self.summary)
+        self.leave()
         self.console.print(f"Run folder: {self.folder.path}", highlight=False, soft_wrap=True)
         self.folder.close()
+
+    def leave(self) -> None:
+        """What others look at: the trace, and a folder for TensorBoard."""
+        if self.profile is not None:
+            traces.write(self.profile, self.folder.path)
+        records = [{"kind": type(r).__name__.lower()} | plain(r) for r in (*self.steps, *self.tests)]
+        first = self.job.architecture.layers[0].name
+        shares = () if self.filters is None else self.filters.chunk(self.job.architecture.towers)
+        filters = {f"{first}/tower {tower}": share for tower, share in enumerate(shares)}
+        scalars.write(self.folder.path / "tensorboard", records, filters)
 
 
 def _counted(count: int, what: str) -> str:
@@ -184,10 +202,14 @@ def learn(job: Job, report: Report) -> str:
     total = limits["steps"] if limits["epochs"] is None else limits["epochs"] * a_pass
     assert total is not None
     tested_at = None
-    with progress_bar(Console(), total) as show:
+    if options.profile and total:
+        report.profile = Profile(job.placement.devices, min(total, a_pass))  # over before the first test
+    with progress_bar(Console(), total) as show, report.profile or nullcontext():
         for record in train(net, split, optimizer, batch_size=size, seed=options.seed, **limits):
             report.add(record)
             show(record)
+            if report.profile is not None:
+                report.profile.step()
             if record.ends_epoch:
                 tested_at = record.step
                 report.add(
@@ -198,29 +220,10 @@ def learn(job: Job, report: Report) -> str:
         done = len(report.steps)
         report.add(evaluate(net, job.dataset.test, batch_size=size, step=done, epoch=-(-done // a_pass), images=few))
     learnt, tested = sum(s.images for s in report.steps), sum(t.images for t in report.tests)
+    report.filters = net.whole_state_dict()[f"{net.rows[0].name}.weight"]
     found = audit(job.architecture, job.placement, net.ledger.transfers(), learnt + tested, learnt)
     did = f"In {_counted(len(report.steps), 'step')} and {_counted(tested, 'test image')}"
     return f"{did}, {found}"
-
-
-@contextmanager
-def progress_bar(console: Console, total: int) -> Iterator[Any]:
-    """Yields what shows one step's record."""
-    text = "loss {task.fields[loss]} · accuracy {task.fields[accuracy]} · {task.fields[speed]} images/s"
-    columns: list[ProgressColumn] = [TextColumn("step"), MofNCompleteColumn(), TextColumn(text)]
-    if console.width >= 80:  # a line that is drawn again must fit the terminal, or each drawing stays
-        columns[2:2] = [BarColumn(20)]
-        columns.append(TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total, loss="-", accuracy="-", speed="-")
-
-        def show(step: Step) -> None:
-            speed = step.images / step.seconds
-            progress.update(
-                task, advance=1, loss=f"{step.loss:.4f}", accuracy=f"{step.accuracy:.3f}", speed=f"{speed:.1f}"
-            )
-
-        yield show
 
 
 def measure(job: Job, report: Report) -> None:

@@ -137,7 +137,7 @@ def test_lanes_add_up_to_the_clocks_own_sums(written):
         window = (round(step["at"] * 1000), round((step["at"] + step["length"]) * 1000))
         for e in on_lanes(written, "kernel", "gpu_memcpy"):
             start, end = ns(e)
-            if e["pid"] == sums["device"] and window[0] - 1 <= start < window[1]:
+            if e["pid"] == sums["device"] and window[0] < (start + end) / 2 < window[1]:
                 mine.append((e, (start, end)))
         busy = covered(span for e, span in mine if e["cat"] == "kernel")
         both = covered(span for e, span in mine if e["cat"] == "kernel" or "PtoP" in e["name"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from splitnet.errors import UsageError
-from splitnet.options import guarded, option, parse, refuse
+from splitnet.options import guarded, option, parse, positional, refuse
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,49 @@ def test_a_command_exits_without_a_traceback(error, status, capsys):
         guarded(main)
     assert leaving.value.code == status
     assert capsys.readouterr().err == ("splitnet: error: --x: y\n" if status == 2 else "")
+
+
+@dataclass(frozen=True)
+class Words:
+    run: Path = positional("a folder")
+    other: Path | None = positional("another", None)
+    fail_if: tuple[str, ...] = option((), "when")
+    port: int = option(1, "where")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["a"], Words(Path("a"))),
+        (["a", "b"], Words(Path("a"), Path("b"))),
+        (["--port", "2", "a", "--fail-if", "x < 1", "b"], Words(Path("a"), Path("b"), ("x < 1",), 2)),
+        (["--fail-if", "x < 1", "--fail-if", "y > 2", "a"], Words(Path("a"), None, ("x < 1", "y > 2"))),
+    ],
+)
+def test_words_without_a_flag_and_options_given_again(words, found):
+    assert parse(Words, "words", "", words) == found
+    assert parse(Words, "words", "", ["a"]) == Words(Path("a"))  # nothing is left in the default
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: RUN"),
+        (["a", "b", "c"], "unrecognized arguments: c"),
+        (["a", "--fail-if"], "--fail-if: expected one argument"),
+    ],
+)
+def test_a_word_too_few_or_too_many_is_one_line(words, message):
+    with pytest.raises(UsageError) as refusal:
+        parse(Words, "words", "", words)
+    assert str(refusal.value).startswith(message)
+
+
+def test_help_shows_words_and_what_can_be_repeated(capsys):
+    with pytest.raises(SystemExit):
+        parse(Words, "words", "", ["--help"])
+    text = capsys.readouterr().out
+    assert "usage: python -m splitnet.words RUN [OTHER] [options]" in text
+    assert "a folder" in text
+    assert "when (repeatable)" in text
+    assert "()" not in text

@@ -113,7 +113,8 @@ def test_it_ends_well_and_names_its_folder(whole):
     assert (whole.code, whole.err) == (0, "")
     assert re.fullmatch(r"\d{8}-\d{6}-fashion-2x2", whole.folder.name)
     assert whole.out.splitlines()[-1] == f"Run folder: {whole.folder}"
-    assert sorted(path.name for path in whole.folder.iterdir()) == ["compare.json", "run.json", "steps.jsonl"]
+    files = ["compare.json", "run.json", "steps.jsonl", "tensorboard", "trace.json.gz"]
+    assert sorted(path.name for path in whole.folder.iterdir()) == files
 
 
 def test_all_files_carry_the_schemas_version(whole):
@@ -164,7 +165,7 @@ def test_three_layouts_are_compared(whole):
         assert column["step_ms"]["n"] == ROUNDS
         assert column["step_ms"]["least"] <= column["step_ms"]["median"] <= column["step_ms"]["greatest"]
         assert len(column["losses"]) == WARM_UP + ROUNDS
-    assert one["ratio"] == {"median": 1.0, "least": 1.0, "greatest": 1.0, "n": ROUNDS}
+    assert one["ratio"] == {"median": 1.0, "least": 1.0, "greatest": 1.0, "n": ROUNDS, "low": 1.0, "high": 1.0}
 
 
 def test_bytes_are_measured_as_derived(whole):

@@ -5,10 +5,13 @@ both ends of a measured step. Nothing here asks what kind a device is: `torch.ge
 and for fake devices alike, and the plain CPU has no counters.
 """
 
+import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +42,37 @@ class Spread:
     def of(cls, values: Iterable[float]) -> "Spread":
         ordered = sorted(values)
         return cls(statistics.median(ordered), ordered[0], ordered[-1], len(ordered))
+
+
+# Two-sided 99 % points of Student's distribution for 1, 2, … degrees of freedom (any table of it).
+STUDENT_99 = (
+    63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169, 3.106, 3.055, 3.012, 2.977, 2.947,
+    2.921, 2.898, 2.878, 2.861, 2.845, 2.831, 2.819, 2.807, 2.797, 2.787, 2.779, 2.771, 2.763, 2.756, 2.750,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio(Spread):
+    """Ratios of pairs, and where their typical one lies: a 99 % interval, None of fewer than two pairs.
+
+    It is Student's interval of the mean of their logarithms, so that a ratio and its inverse have inverse
+    intervals. More than 31 pairs are given the slightly wider interval of 31.
+    """
+
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Ratio":
+        ratios = list(values)
+        logs = [math.log(value) for value in ratios]
+        low = high = None
+        if len(logs) > 1:
+            mean, n = statistics.fmean(logs), len(logs)
+            half = STUDENT_99[min(n - 1, len(STUDENT_99)) - 1] * statistics.stdev(logs) / math.sqrt(n)
+            low, high = math.exp(mean - half), math.exp(mean + half)
+        spread = Spread.of(ratios)
+        return cls(spread.median, spread.least, spread.greatest, spread.n, low, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +141,40 @@ def _record(event: Any, device: torch.device) -> None:
         event.record(counters(device).current_stream(device))
 
 
-def ratio(samples: Sequence[Sample], base: Sequence[Sample]) -> Spread:
+def ratio(samples: Sequence[Sample], base: Sequence[Sample]) -> Ratio:
     """Speed over that of `base`, round by round: above 1 is faster."""
-    return Spread.of(b.wall / a.wall for a, b in zip(samples, base, strict=True))
+    return Ratio.of(b.wall / a.wall for a, b in zip(samples, base, strict=True))
+
+
+class OtherLoad:
+    """Cores that other processes keep busy from its making on: 0 on a machine that measures and does nothing else."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_seconds()
+
+    def cores(self) -> float | None:
+        """The mean so far; None where the system does not tell, or too little time has passed."""
+        now = _cpu_seconds()
+        if now is None or self._before is None or now[2] - self._before[2] < SHORTEST:
+            return None
+        everyone, own, elapsed = (b - a for a, b in zip(self._before, now, strict=True))
+        return round(max(everyone - own, 0.0) / elapsed, 2)
+
+
+SHORTEST = 0.1
+"""Seconds; the system counts in hundredths."""
+
+
+def _cpu_seconds() -> tuple[float, float, float] | None:
+    """Seconds that all processes and this one have computed, and the clock."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, *interrupts = map(int, fields[:7])
+    everyone = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return everyone, own.user + own.system + own.children_user + own.children_system, time.monotonic()
 
 
 class Peak:

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
@@ -50,9 +50,7 @@ class RunFolder:
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write `name`.json in one piece."""
         text = json.dumps({"schema": SCHEMA} | plain(content), indent=2) + "\n"
-        aside = self.path / f".{name}.json.aside"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(self.path / f"{name}.json")
+        write_whole(self.path / f"{name}.json", text)
 
     def close(self) -> None:
         if self._steps is not None:
@@ -60,9 +58,152 @@ class RunFolder:
             self._steps = None
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside and rename it: whoever reads meanwhile, or after a kill, finds the old or the new one."""
+    aside = path.with_name(f".{path.name}.aside")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+# What is read is checked: whoever opens a folder gets what the code writes, or one line that names the file.
+
+SPREAD = {"median": float, "least": float, "greatest": float, "n": int}
+MEASURED = {
+    "devices": [str],
+    "images_per_second": SPREAD,
+    "step_ms": SPREAD,
+    "ratio": SPREAD,
+    "memory": {str: {"peak": int, "parameters": int, "gradients": int, "optimizer": int, "activations": int}},
+    "exchanged": [{"row": str, "measured": float, "derived": float}],
+    "losses": [float],
+}
+"""What a layout that was measured says of itself, at least; see `Contender.result`."""
+
+MAY_HAVE = {"towers": int, "devices": [str], "parameters": int, "device_step_ms": SPREAD, "loss_differences": [float]}
+"""Where it says these as well, and not null."""
+
+RUN = {"status": str, "options": {"towers": int}, "devices": [{"device": str}]}
+STEP = {"step": int, "loss": float, "accuracy": float, "images": int, "seconds": float}
+
+
+class NewerSchemaError(UsageError):
+    """Written by a later version, in which a field may mean something else."""
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run.json of a run folder. UsageError if the folder has none, or one that is not whole."""
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"{folder}: {what}; a run's folder is wanted")
+    if not (folder / "run.json").exists():
+        raise UsageError(f"{folder}: no run folder: it holds no run.json")
+    return _read(folder / "run.json", RUN)
+
+
+def read_compare(folder: Path) -> dict[str, Any]:
+    """The compare.json of a run folder. UsageError if it is not there or not whole.
+
+    A layout has the figures of MEASURED or a sentence `does_not_fit`.
+    """
+    path = folder / "compare.json"
+    found = _read(path, {"base": str, "rounds": int, "layouts": [{"layout": str}]})
+    if not found["layouts"]:
+        raise UsageError(f"{path}: it compares no layouts")
+    for number, layout in enumerate(found["layouts"]):
+        shape: dict[str, Any] = {"does_not_fit": str} if "does_not_fit" in layout else MEASURED
+        given = {name: wanted for name, wanted in MAY_HAVE.items() if layout.get(name) is not None}
+        _check(layout, shape | given, path, f"layouts[{number}]")
+    return found
+
+
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The records of a steps.jsonl, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The whole lines of a steps.jsonl, steps and tests, in order. UsageError if it cannot be read."""
+    return read_records(path, {})[0]
+
+
+def read_records(path: Path, shape: Mapping[str, Any] = STEP) -> tuple[list[dict[str, Any]], str | None]:
+    """The whole records of a steps.jsonl, and one line on what was left out; None if nothing was.
+
+    A run that was cut off while it wrote leaves half a line at the end.
+    """
+    records, broken = [], []
+    lines = _text(path).splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = _parsed(line, path)
+            _check(record, {"kind": str, **shape}, path, "the record")
+        except NewerSchemaError:
+            raise
+        except UsageError:
+            broken.append(number)
+        else:
+            records.append(record)
+    if not broken:
+        return records, None
+    which = "the last line is" if broken == [len(lines)] else f"line {broken[0]:,} is"
+    return records, f"{path}: {which} no whole record; {len(records):,} of {len(lines):,} are, and are kept"
+
+
+def _read(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+    found = _parsed(_text(path), path)
+    _check(found, shape, path, "")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start:,})") from error
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    """A JSON object of ours. UsageError if it is none, or of a schema that this version does not know."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: no whole JSON ({str(error).partition(' (char')[0]})") from error
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema is None or not _is(schema, int):
+        raise UsageError(f"{path}: not a record of splitnet's: no schema number")
+    if schema > SCHEMA:
+        raise NewerSchemaError(f"{path}: schema {schema}, but this version of splitnet reads up to {SCHEMA}")
+    return found
+
+
+def _check(value: Any, shape: Any, path: Path, where: str) -> None:
+    """UsageError that names the first place where `value` is not of this shape.
+
+    A shape is a type, a list with the shape of its items, or a dict: of names that must be there, or of {str: shape}
+    for any names. float takes every finite number.
+    """
+    if isinstance(shape, type):
+        if not _is(value, shape):
+            raise UsageError(f"{path}: {where}: {_NAMES[shape]} is wanted")
+        return
+    if not isinstance(value, type(shape)):
+        raise UsageError(f"{path}: {where or 'the file'}: a {'list' if isinstance(shape, list) else 'table'} is wanted")
+    if isinstance(shape, list):
+        for number, item in enumerate(value):
+            _check(item, shape[0], path, f"{where}[{number}]")
+        return
+    wanted = dict.fromkeys(value, shape[str]) if str in shape else shape
+    for name, inner in wanted.items():
+        here = f"{where}.{name}" if where else name
+        if name not in value:
+            raise UsageError(f"{path}: {here} is missing")
+        _check(value[name], inner, path, here)
+
+
+_NAMES: dict[type, str] = {str: "text", int: "a whole number", float: "a finite number"}
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is str or isinstance(value, bool):
+        return isinstance(value, str) and kind is str
+    return isinstance(value, int if kind is int else int | float) and -1e300 < value < 1e300  # so not NaN either
 
 
 def _numbered(path: Path) -> Iterator[Path]:
@@ -96,13 +237,18 @@ def environment() -> dict[str, Any]:
     """Versions, commit, machine and its load: what a figure needs beside it."""
     return {
         "command": [sys.executable, *sys.orig_argv[1:]],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": timestamp(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
         "commit": _commit(),
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         "load": load(),
     }
+
+
+def timestamp() -> str:
+    """Now, with the offset from UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def load() -> float | None:

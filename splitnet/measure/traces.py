@@ -1,0 +1,55 @@
+"""The files that a profile becomes: one trace for Perfetto, one for TensorBoard's plugin."""
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitnet.measure import kineto, native
+from splitnet.measure.lanes import Recording
+from splitnet.measure.plugin_copy import corrected
+from splitnet.measure.profiler import Profile
+
+PERFETTO = "trace.json.gz"
+PLUGIN = "tensorboard/splitnet.pt.trace.json.gz"
+"""Where in a run's folder they are. The plugin looks for names that end so."""
+
+
+def write(profile: Profile, folder: Path) -> bool:
+    """Both traces into a run's folder; False, and none, where no step was recorded whole."""
+    if profile.trace is None or not profile.recorded:
+        return False
+    perfetto, plugin = both(profile.trace, profile.log, names(profile.devices))
+    save(perfetto, folder / PERFETTO)
+    save(plugin, folder / PLUGIN)
+    return True
+
+
+def both(
+    trace: Mapping[str, Any], log: Sequence[Mapping[str, Any]] | None, devices: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trace for Perfetto, and that for the plugin."""
+    if log is not None:
+        recording = Recording(trace, log)
+        return kineto.aligned(recording, devices), kineto.emulated(recording, devices)
+    whole = native.completed(trace, devices)
+    return whole, corrected(whole)
+
+
+def names(devices: Sequence[torch.device]) -> list[str]:
+    """By index, as traces count them: fake:1 alone is preceded by fake:0. The plain CPU has no lane."""
+    counted = [device for device in devices if device.type != "cpu"]
+    most = max((device.index or 0 for device in counted), default=-1)
+    return [f"{counted[0].type}:{index}" for index in range(most + 1)]
+
+
+def save(trace: Mapping[str, Any], path: Path) -> None:
+    """Write a trace in one piece, compressed."""
+    path.parent.mkdir(exist_ok=True)
+    aside = path.with_name(f".{path.name}.aside")
+    with gzip.open(aside, "wt", encoding="utf-8") as file:
+        json.dump(trace, file, separators=(",", ":"))
+    aside.replace(path)

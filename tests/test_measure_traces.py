@@ -1,0 +1,104 @@
+"""The traces of a run, read by others: the figures that torch-tb-profiler shows are the clocks' own."""
+
+import gzip
+import json
+import warnings
+
+import pytest
+import torch
+from test_measure_lanes import DEVICES, profiled
+
+from splitnet.measure import traces
+from splitnet.parallel import fake
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it is abandoned, and imports what is deprecated
+    from torch_tb_profiler.profiler.data import RunProfileData
+    from torch_tb_profiler.profiler.run_generator import RunGenerator
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run's folder with both traces, and nothing else."""
+    path = tmp_path_factory.mktemp("run")
+    try:
+        assert traces.write(profiled(DEVICES)[2], path)
+    finally:
+        fake.reset()
+    return path
+
+
+def load(path):
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return json.load(file)
+
+
+@pytest.fixture(scope="module")
+def shown(folder):
+    """What the plugin's pages are made of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = RunProfileData.parse("splitnet", 1, str(folder / traces.PLUGIN), str(folder / "cache"))
+        data.process()
+        data.analyze()
+        return data, RunGenerator("splitnet", 1, data).generate_run_profile()
+
+
+def shares(folder, kind):
+    """By device, of all profiled steps, in per cent."""
+    sums = load(folder / traces.PLUGIN)["splitnet"]["clock"]
+    return [
+        100
+        * sum(s[kind] for s in sums if s["device"] == device)
+        / sum(s["total"] for s in sums if s["device"] == device)
+        for device in (0, 1)
+    ]
+
+
+def test_utilization_is_the_clocks_busy_share(folder, shown):
+    data, _ = shown
+    found = [100 * data.gpu_metrics_parser.gpu_utilization[device] for device in (0, 1)]
+    assert found == pytest.approx(shares(folder, "busy"), abs=0.01)
+
+
+def test_the_plugin_sees_every_step(folder, shown):
+    data, profile = shown
+    steps = load(folder / traces.PLUGIN)["splitnet"]["steps"]
+    assert len(data.steps_names) == len(steps) == 3
+    average = sum(step["length"] for step in steps) / len(steps)
+    assert data.avg_costs.costs[-1] == pytest.approx(average, abs=2)
+    assert "DataLoader" in json.dumps(profile.overview)
+    assert {"Overview", "Operator", "Kernel", "Trace", "Memory"} <= {view.display_name for view in profile.views}
+
+
+def test_reading_images_counts_as_loading(folder):
+    names = {e["name"] for e in load(folder / traces.PLUGIN)["traceEvents"]}
+    assert "enumerate(DataLoader)#splitnet.data.__next__" in names
+
+
+def test_time_of_operators_is_the_devices_work(folder, shown):
+    data, _ = shown
+    sums = load(folder / traces.PLUGIN)["splitnet"]["clock"]
+    found = sum(op.self_device_duration for op in data.op_list_groupby_name)
+    copies = [e for e in load(folder / traces.PLUGIN)["traceEvents"] if e.get("cat") == "gpu_memcpy"]
+    once = sum(e["dur"] for e in copies if "correlation" in e["args"])
+    assert found == pytest.approx(sum(s["busy"] for s in sums) + once, rel=1e-3)
+
+
+def test_kernels_name_their_device(shown):
+    data, _ = shown
+    assert {str(name).partition(" [")[2] for name in data.kernel_stat.index} >= {"fake:0]", "fake:1]"}
+
+
+def test_no_trace_where_no_step_was_whole(tmp_path):
+    from splitnet.measure.profiler import Profile
+
+    with Profile([torch.device("cpu")]) as profile:
+        pass
+    assert not traces.write(profile, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_are_named_by_index():
+    assert traces.names([torch.device("fake", 1)]) == ["fake:0", "fake:1"]
+    assert traces.names([torch.device("cpu")]) == []
