@@ -1,156 +1,188 @@
-"""Traces of devices that torch.profiler records itself: completed for Perfetto, corrected for TensorBoard's plugin."""
+"""Copies of a trace that torch-tb-profiler 0.4.3, which knows the traces of 2023, reads correctly.
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+    of a trace of today                       it reads       so the copy has
+    cuda_runtime, cuda_driver                 runtime        that: else no operator has device time
+    fwdbwd                                    forward_…      that: else no module finds its backward
+    record_function's spans                   cpu_op         that: else they are dropped
+    splitnet.data                             DataLoader     the name that it takes for the time of reading
+    gpu_user_annotation                       a step         none: a step would be counted twice
+    memory as a counter                       -              none: it draws its own
+    nccl:* where the CPU asked for them       communication  one where each kernel ran, with the kernel's bytes
+    a kernel that writes to another device    computing      a copy
+
+Its Distributed view wants a file for each device, in which gloo's or NCCL's collectives alone are communication:
+`split` makes them from one process with several devices, and borrows gloo's names for the exchanges.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from splitnet import spans
-from splitnet.measure.kineto import LOADING, SCHEMA
+from splitnet.measure.kineto import LOADING
+from splitnet.measure.timeline import Timeline
+from splitnet.measure.work import COMMUNICATION, DEVICE_CATEGORIES, Work, nccl_bytes, ns, works
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
 
-RUNTIMES = {"cuda_runtime", "cuda_driver"}
-ON_GPU = 1
-"""The device type of CUDA in a memory record."""
+_CATEGORIES = {"fwdbwd": "forward_backward", "cuda_runtime": "runtime", "cuda_driver": "runtime"}
+_COLLECTIVES = {
+    "allgather": "all_gather",
+    "reducescatter": "reduce_scatter",
+    "allreduce": "all_reduce",
+    "broadcast": "broadcast",
+    "reduce": "reduce",
+}
+"""By part of an NCCL kernel's name, the more special first; the plugin knows no others."""
 
-NCCL_THREAD = 10_000_000
-"""Added to a stream's number: the thread that the plugin's copy shows NCCL's kernels on as calls."""
-
-DTYPES = {"Float": "float", "Half": "c10::Half", "BFloat16": "c10::BFloat16", "Double": "double", "Long": "long int"}
-"""NCCL's words for types, and those of a call's arguments."""
-
-
-def completed(trace: Mapping[str, Any], devices: Sequence[str]) -> dict[str, Any]:
-    """The trace with what splitnet's readers look for, and memory as a counter for each device."""
-    events = list(trace["traceEvents"])
-    steps = [e for e in events if e.get("cat") == "user_annotation" and e["name"].startswith("ProfilerStep#")]
-    events += _counters(events)
-    head = {key: value for key, value in trace.items() if key not in ("traceEvents", "traceName")}
-    about = {
-        "schema": SCHEMA,
-        "emulated": False,
-        "devices": list(devices),
-        "host": steps[0]["pid"] if steps else None,
-        "steps": [{"name": s["name"], "at": s["ts"], "length": s["dur"]} for s in sorted(steps, key=lambda s: s["ts"])],
-    }
-    return head | {"splitnet": about, "traceEvents": events}
-
-
-def _counters(events: Sequence[Event]) -> Iterator[Event]:
-    for event in events:
-        args = event.get("args", {})
-        if event["name"] == "[memory]" and args.get("Device Type") == ON_GPU:
-            value = {"MiB": round(args["Total Allocated"] / 2**20, 3)}
-            where = {"pid": args["Device Id"], "tid": 0, "ts": event["ts"]}
-            yield {"ph": "C", "name": "allocated MiB", **where, "args": value}
+_COLLECTIVE_THREADS = 10_000_000
+"""Collectives are on threads of their own: what is on one thread may not overlap partly."""
 
 
 def corrected(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that torch-tb-profiler 0.4.3 reads rightly: it knows the categories of 2023 alone.
+    """A copy of what torch.profiler of torch 2 wrote. The trace itself stays as it is."""
+    done = works(trace)
+    sending = {id(w.event): w for w in done if w.event["cat"] == "kernel" and w.target is not None}
+    copies = (_corrected(event, sending.get(id(event))) for event in trace["traceEvents"])
+    return _with_events(trace, [*(copy for copy in copies if copy), *_nccl_annotations(done, _process(trace))])
 
-    | in the trace                    | in the copy          | else                                       |
-    |---------------------------------|----------------------|--------------------------------------------|
-    | cuda_runtime                    | runtime              | no device time, steps too short            |
-    | fwdbwd                          | forward_backward     | backward without modules                   |
-    | user_annotation                 | cpu_op               | spans and the reading of images are dropped|
-    | nccl:* annotation               | at its kernel's time | the time of asking for it counts           |
-    | gpu_user_annotation, counters   | -                    | a step is taken for two                    |
+
+def split(trace: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A trace for each device that left records in a corrected or emulated one, by worker: `cuda_0`, `fake_1`.
+
+    Each is to become `<worker>.pt.trace.json.gz` in one folder. An exchange becomes a range from the device's arrival
+    to the end of its last copy, with the bytes that the device sent and received; all_gather forward, reduce_scatter
+    backward, since a gather and a scatter have no name there.
     """
-    events = trace["traceEvents"]
-    kernels = {e["args"].get("External id"): e for e in events if _is_nccl(e)}
-    calls = [e for e in events if e["name"] == "record_param_comms" and e["args"].get("External id") in kernels]
-    copy = [_corrected(event, kernels, calls) for event in events]
-    head = {key: value for key, value in trace.items() if key != "traceEvents"}
-    return head | {"traceEvents": [event for event in copy if event is not None]}
-
-
-def _is_nccl(event: Event) -> bool:
-    return event.get("cat") == "kernel" and "nccl" in event["name"].lower()
-
-
-def _corrected(event: Event, kernels: Mapping[Any, Event], calls: Sequence[Event]) -> Event | None:
-    category, name = event.get("cat"), event["name"]
-    if category == "gpu_user_annotation" or (event["ph"] == "C" and name == "allocated MiB"):
-        return None
-    if category in RUNTIMES:
-        return {**event, "cat": "runtime"}
-    if category == "fwdbwd":
-        return {**event, "cat": "forward_backward"}
-    if category != "user_annotation" or name.startswith(("ProfilerStep#", "gloo:")):
-        return event
-    if name.startswith("nccl:"):
-        return _at_its_kernel(event, kernels, calls)
-    return {**event, "cat": "cpu_op", "name": LOADING if name == spans.DATA else name}
-
-
-def _at_its_kernel(event: Event, kernels: Mapping[Any, Event], calls: Sequence[Event]) -> Event:
-    """An annotation of NCCL's with the time and number of the kernel that it asked for; as it is if there is none."""
-    call = next((c for c in calls if c["tid"] == event["tid"] and _meet(c, event)), None)
-    if call is None:
-        return event
-    number = call["args"]["External id"]
-    kernel = kernels[number]
-    sizes = kernel["args"]
-    args = {**event.get("args", {}), "External id": number}
-    if "In msg nelems" in sizes:
-        args.setdefault("Input Dims", [[sizes["In msg nelems"]]])
-        args.setdefault("Input type", [DTYPES.get(sizes.get("dtype"), "float")])
-    thread = NCCL_THREAD + int(kernel["tid"])
-    return {**event, "ts": kernel["ts"], "dur": kernel["dur"], "tid": thread, "args": args}
-
-
-def _meet(a: Event, b: Event) -> bool:
-    return bool(a["ts"] < b["ts"] + b["dur"] and b["ts"] < a["ts"] + a["dur"])
-
-
-def per_device(trace: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """A one-process copy as one for each device, as if each were a rank: what the Distributed view compares.
-
-    Exchanges become collectives of the plugin's: an all_gather forward, a reduce_scatter backward (a gather and a
-    scatter have no name there). Each lasts from when the device has nothing else to do until its last copy is done.
-    """
-    about, events = trace["splitnet"], trace["traceEvents"]
-    steps = sorted(s["at"] for s in about["steps"])
+    timeline = Timeline(trace)
+    devices = sorted({_device(e) for e in trace["traceEvents"] if e.get("cat") in DEVICE_CATEGORIES})
+    exchanges = _exchanges(timeline)
     found = {}
-    for device, name in enumerate(about["devices"]):
-        mine = list(_of_device(events, device, len(about["devices"])))
-        mine += _collectives(mine, steps, about["host"], about["devices"])
-        head = {key: value for key, value in trace.items() if key != "traceEvents"}
-        world = {"backend": "gloo", "rank": device, "world_size": len(about["devices"]), "pg_count": 1, "pg_config": []}
-        mine.sort(key=lambda e: (e["ts"], -e.get("dur", 0)))
-        found[name.replace(":", "_")] = head | {"distributedInfo": world, "traceEvents": mine}
+    for position, device in enumerate(devices):
+        events = [*_events_of(trace, device, devices), *_annotations(exchanges.get(device, []), trace)]
+        info = {"backend": "gloo", "rank": position, "world_size": len(devices), "pg_count": 1, "pg_config": []}
+        worker = timeline.devices[device].replace(":", "_")
+        found[worker] = _with_events({"distributedInfo": info} | dict(trace), events)  # a rank's own is the right one
     return found
 
 
-def _of_device(events: Sequence[Event], device: int, devices: int) -> Iterator[Event]:
-    others = set(range(devices)) - {device}
-    theirs = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy") and e["pid"] in others]
-    launched = {e["args"]["correlation"] for e in theirs if "correlation" in e["args"]}
-    for event in events:
+def _with_events(trace: Mapping[str, Any], events: list[Event]) -> dict[str, Any]:
+    """The events in order, and as the last key: the plugin appends to the file's last bracket."""
+    head = {key: value for key, value in trace.items() if key != "traceEvents"}
+    return head | {"traceEvents": sorted(events, key=lambda e: (e.get("ts", 0), -e.get("dur", 0)))}
+
+
+def _corrected(event: Event, sends: Work | None) -> Event | None:
+    cat, name = event.get("cat"), event.get("name", "")
+    if sends is not None:
+        crossing = {"bytes": sends.bytes or 0, "fromDevice": sends.source, "toDevice": sends.target}
+        return {**event, "cat": "gpu_memcpy", "args": event["args"] | crossing}
+    if cat == "gpu_user_annotation" or (cat is None and event.get("ph") in ("X", "C")):
+        return None
+    if cat == "user_annotation":
+        if name.startswith("nccl:"):
+            return None
+        if name.startswith(("ProfilerStep#", "gloo:")):
+            return event
+        return {**event, "cat": "cpu_op", "name": LOADING if name == spans.DATA else name}
+    return {**event, "cat": _CATEGORIES[cat]} if cat in _CATEGORIES else event
+
+
+# NCCL
+
+
+def _nccl_annotations(done: Iterable[Work], process: Any) -> Iterator[Event]:
+    """One for each collective, on its first kernel: the plugin finds the others by their External id."""
+    seen = set()
+    for work in done:
+        event = work.event
+        name = _collective(event["name"]) if event["cat"] == "kernel" and work.kind == COMMUNICATION else None
+        identity = event["args"].get("External id")
+        if name is None or identity is None or identity in seen:
+            continue
+        seen.add(identity)
+        thread = _COLLECTIVE_THREADS + 10_000 * work.device + int(event["args"].get("stream", 0))
+        size = nccl_bytes(event["args"])
+        yield _annotation(f"nccl:{name}", (process, thread), (event["ts"], event["dur"]), identity, size)
+
+
+def _collective(kernel: str) -> str | None:
+    """`all_gather` for ncclDevKernel_AllGather_RING_LL(…)."""
+    called = kernel.lower().replace("_", "")
+    return next((name for part, name in _COLLECTIVES.items() if "nccl" in called and part in called), None)
+
+
+def _annotation(
+    name: str, place: tuple[Any, Any], span: tuple[float, float], identity: int, size: int | None, **more: str
+) -> Event:
+    """A collective as the plugin reads it; bytes are the shape of what went in."""
+    dims = {} if size is None else {"Input Dims": [[size]], "Input type": ["unsigned char"]}
+    event = {"ph": "X", "cat": "user_annotation", "name": name, "pid": place[0], "tid": place[1]}
+    return event | {"ts": span[0], "dur": span[1], "args": {"External id": identity, **dims, **more}}
+
+
+# One file for each device
+
+
+class _Exchange(NamedTuple):
+    """All that a device sent and received in front of a row in one step and phase; microseconds."""
+
+    phase: str
+    row: str
+    start: float
+    end: float
+    bytes: int
+
+
+def _events_of(trace: Mapping[str, Any], device: int, devices: Iterable[int]) -> Iterator[Event]:
+    """The CPU's events and those of one device; of launches all but another device's."""
+    records = [e for e in trace["traceEvents"] if e.get("cat") in DEVICE_CATEGORIES]
+    launched = {e["args"].get("correlation"): _device(e) for e in records if "correlation" in e["args"]}
+    others, host = set(devices) - {device}, _process(trace)
+    for event in trace["traceEvents"]:
         args = event.get("args", {})
-        foreign = event["pid"] in others or args.get("Device Id", device) != device
-        if not foreign and not (event.get("cat") == "runtime" and args["correlation"] in launched):
+        if event.get("cat") in DEVICE_CATEGORIES:
+            mine = _device(event) == device
+        elif event.get("cat") == "runtime":
+            mine = launched.get(args.get("correlation"), device) == device
+        elif event.get("name") == "[memory]":
+            mine = args.get("Device Type") == 0 or args.get("Device Id") not in others
+        else:  # a process may have a device's number
+            mine = event.get("pid") not in others or event.get("pid") == host
+        if mine:
             yield event
 
 
-COLLECTIVES_THREAD = 99
+def _device(event: Event) -> int:
+    return int(event["args"].get("device", event["pid"]))
 
 
-def _collectives(
-    events: Sequence[Event], steps: Sequence[float], process: int, devices: Sequence[str]
-) -> Iterator[Event]:
-    groups: dict[tuple[int, str, str], list[Event]] = {}
-    for event in events:
-        args = event.get("args", {})
-        if event.get("cat") == "gpu_memcpy" and args.get("fromDevice") is not None and args.get("toDevice") is not None:
-            place = (bisect_right(steps, event["ts"] + 1e-3), args.get("phase", ""), args.get("row", ""))
-            groups.setdefault(place, []).append(event)
-    for number, ((_, phase, row), copies) in enumerate(groups.items()):
-        begun = min(c["ts"] - c["args"].get("waited_us", 0) for c in copies)
-        ended = max(c["ts"] + c["dur"] for c in copies)
-        name = "gloo:all_gather" if phase == "forward" else "gloo:reduce_scatter"
-        sent = [[sum(c["args"]["bytes"] for c in copies) // 4]]
-        args = {"External id": 10**9 + number, "Input Dims": sent, "Input type": ["float"], "row": row}
-        where = {"pid": process, "tid": COLLECTIVES_THREAD, "ts": round(begun, 3)}
-        span = {"dur": round(round(ended, 3) - round(begun, 3), 3)}
-        yield {"ph": "X", "cat": "user_annotation", "name": name, **where, **span, "args": args}
+def _process(trace: Mapping[str, Any]) -> Any:
+    """The process that was profiled; 0 if nothing tells."""
+    events = [e for e in trace["traceEvents"] if e.get("cat") in ("user_annotation", "cpu_op")]
+    steps = (e["pid"] for e in events if e["name"].startswith("ProfilerStep#"))
+    return next(steps, events[0]["pid"] if events else 0)
+
+
+def _exchanges(timeline: Timeline) -> dict[int, list[_Exchange]]:
+    """Those of each device. Not of NCCL's, which have annotations already."""
+    groups: defaultdict[tuple[int, str, str, str], list[Work]] = defaultdict(list)
+    for step in timeline.steps:
+        for work in timeline.works(step):
+            if work.kind == COMMUNICATION and work.target is not None:
+                groups[work.device, step, work.phase, work.row].append(work)
+    found: defaultdict[int, list[_Exchange]] = defaultdict(list)
+    for (device, step, phase, row), parts in groups.items():
+        arrived = min(part.start - ns(part.event["args"].get("waited_us", 0)) for part in parts)
+        start = max(arrived, timeline.window(step, device)[0]) / 1000  # rounding may put it a nanosecond before
+        end = max(part.end for part in parts) / 1000
+        found[device].append(_Exchange(phase, row, start, end, sum(part.bytes or 0 for part in parts)))
+    return found
+
+
+def _annotations(exchanges: Iterable[_Exchange], trace: Mapping[str, Any]) -> Iterator[Event]:
+    free = 1 + max((e["args"].get("External id", 0) for e in trace["traceEvents"] if "args" in e), default=0)
+    place = (_process(trace), _COLLECTIVE_THREADS)
+    for identity, (phase, row, start, end, size) in enumerate(exchanges, start=free):
+        name = "gloo:reduce_scatter" if phase == "backward" else "gloo:all_gather"
+        yield _annotation(name, place, (start, round(end - start, 3)), identity, size, row=row)
