@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splitnet.measure.meter import Layout, Memory, Peak, Sample, Spread, alternate, ratio, sizes
+from splitnet.fitting import DoesNotFitError, Room
+from splitnet.measure.meter import Layout, Memory, OtherLoad, Peak, Sample, Spread, alternate, ratio, sizes
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import PRESETS
 from splitnet.network.weights import fits
@@ -35,28 +36,53 @@ class Training:
 
 @dataclass
 class Contender:
-    """One layout, with its own network and optimizer, on the same batches as the others."""
+    """One layout, with its own network and optimizer, on the same batches as the others.
+
+    It may take `limit` bytes of each device, beside what the others hold there. DoesNotFitError where that is too
+    little.
+    """
 
     name: str
     architecture: Architecture
     placement: Placement
     training: Training
-    outcomes: list[Tensor] = field(default_factory=list)
+    limit: int | None = None
+    outcome: Tensor | None = None
+    losses: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.room = Room(self.placement.devices, self.limit)
+        with self.room:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
         peak = Peak(self.placement.devices)
         self.net = host(self.architecture, self.placement, self.training.seed)
         if self.training.state is not None and fits(self.architecture, self.training.state):
             self.net.load_whole_state_dict(self.training.state)
         self.optimizer = make_optimizer(self.net.parameters(), self.training.optimizer, self.training.lr)
+        self.room.watch(self.net, self.optimizer)
         for number in range(WARM_UP):
             self.step(number)
+            self._keep_loss()
         self.memory = {str(d): self._memory(d, bytes_) for d, bytes_ in peak.bytes().items()}
 
     def step(self, number: int) -> None:
         self.net.moment = replace(self.net.moment, step=number)
-        self.outcomes.append(training_step(self.net, self.optimizer, self.training.batches[number]))
+        self.outcome = training_step(self.net, self.optimizer, self.training.batches[number])
+
+    def measure(self, number: int) -> None:
+        """Make a step, and keep what it cost."""
+        with self.room:
+            self.samples.append(alternate([Layout(self.name, self.placement.devices, self.step)], number)[self.name])
+            self._keep_loss()
+
+    def _keep_loss(self) -> None:
+        """Read a step's loss when its time has been taken: reading waits for the device."""
+        assert self.outcome is not None
+        self.losses.append(self.outcome.tolist()[0])
+        self.outcome = None
 
     def _memory(self, device: torch.device, peak: int) -> Memory:
         parameters = list(self.net.parameters())
@@ -65,38 +91,31 @@ class Contender:
         held = (sizes(tensors).get(device, 0) for tensors in (parameters, gradients, state))
         return Memory(peak, *held)
 
-    def losses(self) -> list[float]:
-        return [outcome.tolist()[0] for outcome in self.outcomes]
-
-    def result(self, base: "Contender") -> dict[str, Any]:
-        """The layout's column in compare.json."""
+    def result(self, base: "Contender", ratios: bool) -> dict[str, Any]:
+        """The layout's column in compare.json; without `ratios`, its speed is not set against the base's."""
         images = len(self.training.batches[0].labels)
         emulated = [s.device for s in self.samples if s.device is not None]
-        return {
-            "layout": self.name,
-            "towers": self.architecture.towers,
-            "devices": [str(device) for device in self.placement.devices],
-            "parameters": self.architecture.parameters,
+        return described(self.name, self.architecture, self.placement) | {
             "images_per_second": Spread.of(images / s.wall for s in self.samples),
             "step_ms": Spread.of(1000 * s.wall for s in self.samples),
             "samples": self.samples,
             "device_step_ms": Spread.of(1000 * seconds for seconds in emulated) if emulated else None,
-            "ratio": ratio(self.samples, base.samples),
+            "ratio": ratio(self.samples, base.samples) if ratios else None,
             "memory": {d: {"activations": m.activations} | asdict(m) for d, m in self.memory.items()},
             "exchanged": list(self.exchanged()),
             "loss_differences": self._loss_differences(base),
-            "losses": self.losses(),
+            "losses": self.losses,
         }
 
     def _loss_differences(self, base: "Contender") -> list[float] | None:
         """From the same function's losses, step by step; None against itself and against another function."""
         if self is base or self.architecture != base.architecture:
             return None
-        return [abs(a - b) for a, b in zip(self.losses(), base.losses(), strict=True)]
+        return [abs(a - b) for a, b in zip(self.losses, base.losses, strict=True)]
 
     def exchanged(self) -> Iterator[dict[str, Any]]:
         """Bytes a step for each crossing, measured beside derived."""
-        ledger, steps = self.net.ledger, len(self.outcomes)
+        ledger, steps = self.net.ledger, len(self.losses)
         expected = () if self.placement.whole else self.architecture.transfers(len(self.training.batches[0].labels))
         for row in dict.fromkeys(t.row for t in expected):
             measured, derived = ledger.bytes(row) / steps, sum(t.bytes for t in expected if t.row == row)
@@ -117,23 +136,52 @@ def contestants(architecture: Architecture, placement: Placement) -> Iterator[tu
         yield "dense", replace(architecture, towers=1), single
 
 
+def described(name: str, architecture: Architecture, placement: Placement) -> dict[str, Any]:
+    """What a column of compare.json says of every layout, whether it fits or not."""
+    return {
+        "layout": name,
+        "towers": architecture.towers,
+        "devices": [str(device) for device in placement.devices],
+        "parameters": architecture.parameters,
+    }
+
+
 def compare(
-    architecture: Architecture, placement: Placement, training: Training, rounds: int
+    architecture: Architecture, placement: Placement, training: Training, rounds: int, limit: int | None = None
 ) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Says what it does as (text, None), and last ("", the comparison).
 
-    Every layout starts from the same weights and makes the same WARM_UP + rounds steps.
+    Every layout starts from the same weights and makes the same WARM_UP + rounds steps. One that does not fit in
+    `limit` bytes of each device (None: in what is there) is left out, and its column says why; where the whole
+    network is, no speed is set against another. DoesNotFitError if no layout fits.
     """
-    contenders = []
-    for name, table, where in contestants(architecture, placement):
+    entrants = {name: (name, table, where) for name, table, where in contestants(architecture, placement)}
+    running: dict[str, Contender] = {}
+    left_out: dict[str, str] = {}
+    for name, entrant in entrants.items():
         yield f"warming up: {name}", None
-        contenders.append(Contender(name, table, where, training))
-    layouts = [Layout(c.name, c.placement.devices, c.step) for c in contenders]
+        try:
+            running[name] = Contender(*entrant, training, limit)
+        except DoesNotFitError as error:
+            left_out[name] = str(error)
+    beside = OtherLoad()
     for number in range(rounds):
         yield f"measuring in alternation: round {number + 1} of {rounds}", None
-        samples = alternate(layouts, WARM_UP + number)
-        for contender in contenders:
-            contender.samples.append(samples[contender.name])
-    base = next((c for c in contenders if c.name == "whole"), contenders[0])
-    columns = [contender.result(base) for contender in contenders]
-    yield "", {"base": base.name, "rounds": rounds, "warm_up": WARM_UP, "layouts": columns}
+        for name, contender in list(running.items()):
+            try:
+                contender.measure(WARM_UP + number)
+            except DoesNotFitError as error:  # on a GPU, free memory may be in pieces that are too small
+                left_out[name] = str(error)
+                del running[name], contender
+    other_load = beside.cores()
+    if not running:
+        raise DoesNotFitError(next(iter(left_out.values())))
+    base = running.get("whole") or next(iter(running.values()))
+    columns = [
+        described(*entrant) | {"does_not_fit": left_out[name]}
+        if name in left_out
+        else running[name].result(base, ratios="whole" not in left_out)
+        for name, entrant in entrants.items()
+    ]
+    settings = {"base": base.name, "rounds": rounds, "warm_up": WARM_UP, "other_load": other_load}
+    yield "", settings | {"layouts": columns}

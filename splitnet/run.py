@@ -3,112 +3,37 @@
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from splitnet import tables
+from splitnet import fitting, pages, tables
 from splitnet.comparison import WARM_UP, Training, compare
 from splitnet.errors import UsageError
+from splitnet.fitting import DoesNotFitError, Room
+from splitnet.job import Job, RunOptions, prepare
 from splitnet.measure import scalars, traces
 from splitnet.measure.profiler import Profile
 from splitnet.measure.records import RunFolder, environment, plain, timestamp
-from splitnet.network import weights
-from splitnet.network.architecture import Architecture
-from splitnet.network.presets import preset, presets
 from splitnet.network.towers import SplitNet
-from splitnet.options import LARGEST, check_bounds, guarded, option, parse, refuse
+from splitnet.options import guarded, parse, refuse
 from splitnet.parallel import fake
 from splitnet.parallel.audit import UnknownCopyError, audit
-from splitnet.parallel.placement import Placement, describe, host, place
+from splitnet.parallel.placement import describe
 from splitnet.progress import progress_bar
-from splitnet.training.data import NAMES, Dataset, batches, load, order
+from splitnet.training.data import batches, order
 from splitnet.training.loop import DivergedError, Step, Test, evaluate, train
-from splitnet.training.optimizer import LEARNING_RATES, make_optimizer
+from splitnet.training.optimizer import make_optimizer
 
 ROUNDS = 5
 """Measured steps of each layout in the comparison."""
 
 SHORT_TEST = 1000
 """Test images for a run of less than an epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The command line, and the record of it in run.json."""
-
-    preset: str = option("fashion", "the network", presets())
-    towers: int = option(2, "towers that share it; 1 is the dense network")
-    crosses: str | None = option(None, "rows that read every tower: names joined by commas, all, or none")
-    devices: str | None = option(None, "one for each tower, joined by commas, or one for the whole network")
-    data: str = option("fashion-mnist", "the images", NAMES)
-    data_dir: Path | None = option(None, "where they are; an imagefolder has train/<class>/… and val/<class>/…")
-    epochs: int | None = option(None, "passes over the training set, tested after each")
-    steps: int | None = option(None, "steps instead of epochs; 0 only tests (30 if neither is given)")
-    batch_size: int = option(64, "images in a step")
-    optimizer: str = option("adam", "the optimizer; SGD has momentum 0.9", tuple(LEARNING_RATES))
-    lr: float | None = option(None, "learning rate (Adam 0.001, SGD 0.01)")
-    weights: Path | None = option(None, "start from these: safetensors, by the whole network's names")
-    seed: int = option(0, "of weights, order and dropout")
-    threads: int | None = option(None, "CPU threads (PyTorch's choice)")
-    profile: bool = option(True, "record a few steps of the training as a trace")
-    compare: bool = option(True, "measure in alternation beside the same on one device")
-    out: Path = option(Path("profiles"), "the folder that gets the run's folder")
-
-    def __post_init__(self) -> None:
-        least = {"epochs": 1, "steps": 0, "seed": 0}
-        most = {"threads": (1, 1024), "batch_size": (1, 65536)}
-        check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | most)
-        if self.epochs is not None and self.steps is not None:
-            raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            raise UsageError(f"--lr {self.lr}: a positive number")
-
-    @property
-    def limits(self) -> dict[str, int | None]:
-        """Where training ends."""
-        return {"epochs": self.epochs, "steps": 30 if self.epochs is None and self.steps is None else self.steps}
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """All that is decided before anything is written."""
-
-    options: RunOptions
-    dataset: Dataset
-    architecture: Architecture
-    placement: Placement
-    state: dict[str, Tensor] | None
-    """Weights to start from; None draws them."""
-
-    def network(self) -> SplitNet:
-        net = host(self.architecture, self.placement, self.options.seed)
-        if self.state is not None:
-            net.load_whole_state_dict(self.state)
-        return net
-
-
-def prepare(options: RunOptions) -> Job:
-    """Read and check everything that a person can get wrong. UsageError, and nothing left behind."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    architecture = preset(options.preset, options.towers, options.crosses)
-    placement = place(architecture, None if options.devices is None else options.devices.split(","))
-    try:
-        dataset = load(options.data, options.data_dir, size=architecture.size, seed=options.seed)
-        architecture = architecture.adapted(dataset.channels, len(dataset.classes))
-        state = None if options.weights is None else weights.read(options.weights, architecture)
-    except OSError as error:  # a path that cannot even be looked at
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
-    for split in (dataset.train, dataset.test):
-        next(batches(split, 1), None)  # fails here, not under way, if not one of its images can be read
-    return Job(options, dataset, architecture, placement, state)
 
 
 class Report:
@@ -177,14 +102,16 @@ class Report:
         self.folder.close()
 
     def leave(self) -> None:
-        """What others look at: the trace, and a folder for TensorBoard."""
+        """What others look at: the trace, the pages, and a folder for TensorBoard."""
         if self.profile is not None:
             traces.write(self.profile, self.folder.path)
         records = [{"kind": type(r).__name__.lower()} | plain(r) for r in (*self.steps, *self.tests)]
         first = self.job.architecture.layers[0].name
         shares = () if self.filters is None else self.filters.chunk(self.job.architecture.towers)
         filters = {f"{first}/tower {tower}": share for tower, share in enumerate(shares)}
-        scalars.write(self.folder.path / "tensorboard", records, filters)
+        pages.write_pages(self.folder.path)
+        text = (self.folder.path / "report.md").read_text(encoding="utf-8")
+        scalars.write(self.folder.path / "tensorboard", records, filters, {"report": text})
 
 
 def _counted(count: int, what: str) -> str:
@@ -194,8 +121,20 @@ def _counted(count: int, what: str) -> str:
 def learn(job: Job, report: Report) -> str:
     """Train and test, a record at a time, under a progress bar. Returns what the audit of all that crossed says."""
     fake.clear_copies()  # what this process did before is not audited
-    options, net = job.options, job.network()
-    optimizer = make_optimizer(net.parameters(), options.optimizer, options.lr)
+    with Room(job.placement.devices, job.limit) as room:
+        net = job.network()
+        optimizer = make_optimizer(net.parameters(), job.options.optimizer, job.options.lr)
+        room.watch(net, optimizer)
+        learn_from(job, report, net, optimizer)
+    tested, learnt = sum(t.images for t in report.tests), sum(s.images for s in report.steps)
+    report.filters = net.whole_state_dict()[f"{net.rows[0].name}.weight"]
+    found = audit(job.architecture, job.placement, net.ledger.transfers(), learnt + tested, learnt)
+    return f"In {_counted(len(report.steps), 'step')} and {_counted(tested, 'test image')}, {found}"
+
+
+def learn_from(job: Job, report: Report, net: SplitNet, optimizer: torch.optim.Optimizer) -> None:
+    """Every step and test of the run, recorded when it is over."""
+    options = job.options
     split, size = job.dataset.train, options.batch_size
     a_pass = -(-len(split) // size)
     limits = options.limits
@@ -219,11 +158,6 @@ def learn(job: Job, report: Report) -> str:
         few = SHORT_TEST if report.steps and tested_at is None else None
         done = len(report.steps)
         report.add(evaluate(net, job.dataset.test, batch_size=size, step=done, epoch=-(-done // a_pass), images=few))
-    learnt, tested = sum(s.images for s in report.steps), sum(t.images for t in report.tests)
-    report.filters = net.whole_state_dict()[f"{net.rows[0].name}.weight"]
-    found = audit(job.architecture, job.placement, net.ledger.transfers(), learnt + tested, learnt)
-    did = f"In {_counted(len(report.steps), 'step')} and {_counted(tested, 'test image')}"
-    return f"{did}, {found}"
 
 
 def measure(job: Job, report: Report) -> None:
@@ -235,19 +169,20 @@ def measure(job: Job, report: Report) -> None:
     steps = [whole[i % len(whole)] for i in range(WARM_UP + ROUNDS)]  # small sets are gone through again
     training = Training(steps, options.optimizer, options.lr, options.seed, job.state)
     comparison: dict[str, Any] = {}
-    with Console().status("") as status:
-        for text, found in compare(job.architecture, job.placement, training, ROUNDS):
+    snapshot = report.folder.path / "memory-snapshot.pickle" if options.memory_snapshot else None
+    with Console().status("") as status, fitting.snapshot(snapshot):
+        for text, found in compare(job.architecture, job.placement, training, ROUNDS, job.limit):
             status.update(text)
             comparison = plain(found) if found else comparison
     for layout in comparison["layouts"]:
-        if not all(map(isfinite, layout["losses"])):
+        if not all(map(isfinite, layout.get("losses", ()))):
             raise DivergedError(
                 f"the comparison: the loss of {layout['layout']} is not finite; a smaller --lr may help"
             )
     report.folder.write("compare", comparison)
     report.console.print(tables.results(comparison))
     report.console.print(tables.notes(comparison), highlight=False)
-    if comparison["layouts"][0]["exchanged"]:
+    if comparison["layouts"][0].get("exchanged"):
         report.console.print(tables.exchanges(comparison["layouts"][0]))
 
 
@@ -269,9 +204,7 @@ def carry_out(job: Job, report: Report) -> tuple[str, int]:
         return "failed: the output was closed", 1
     except UsageError as error:
         return f"failed: {error}", refuse(error)
-    except torch.OutOfMemoryError as error:
-        return _failed(f"out of memory; a smaller --batch-size needs less ({error})")
-    except (DivergedError, UnknownCopyError, OSError) as error:
+    except (DivergedError, DoesNotFitError, UnknownCopyError, OSError) as error:
         return _failed(str(error))
     return "finished", 0
 

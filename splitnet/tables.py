@@ -118,44 +118,66 @@ def _heading(layout: dict[str, Any]) -> str:
 
 
 def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[str]]]:
-    yield "images/s", [_spread(layout["images_per_second"], 1) for layout in layouts]
-    yield "step ms", [_spread(layout["step_ms"], 0) for layout in layouts]
-    if any(device.startswith("fake") for layout in layouts for device in layout["devices"]):
-        yield "step ms, emulated", [_spread(layout["device_step_ms"], 0) for layout in layouts]
+    if not all(map(_fits, layouts)):
+        yield "", ["" if _fits(layout) else "does not fit" for layout in layouts]
+    yield "images/s", [_spread(layout.get("images_per_second"), 1) for layout in layouts]
+    yield "step ms", [_spread(layout.get("step_ms"), 0) for layout in layouts]
+    if _emulated(layouts):
+        yield "step ms, emulated", [_spread(layout.get("device_step_ms"), 0) for layout in layouts]
     yield "parameters", [f"{layout['parameters']:,}" for layout in layouts]
-    base = HEADINGS[comparison["base"]].format(**layouts[0])
     if len(layouts) > 1:
-        yield f"speed / {base}", [_spread(layout["ratio"], 3) for layout in layouts]
-    for device in dict.fromkeys(d for layout in layouts for d in layout["memory"]):
+        [base] = [layout for layout in layouts if layout["layout"] == comparison["base"]]
+        name = HEADINGS[comparison["base"]].format(**base)
+        yield f"speed / {name}", [_spread(layout.get("ratio"), 3) for layout in layouts]
+    for device in dict.fromkeys(d for layout in layouts for d in layout.get("memory", {})):
         kinds = [("peak", f"peak MiB {device}")] + [
             (k, f"  {k}") for k in ("parameters", "gradients", "optimizer", "activations")
         ]
         for kind, heading in kinds:
-            yield heading, [_mib(layout["memory"].get(device), kind) for layout in layouts]
-    for kind in ("measured", "derived") if layouts[0]["exchanged"] else ():
-        totals = [sum(e[kind] for e in layout["exchanged"]) for layout in layouts]
-        yield f"bytes a step, {kind}", [f"{total:,.0f}" for total in totals]
+            yield heading, [_mib(layout.get("memory", {}).get(device), kind) for layout in layouts]
+    yield from _exchange_and_loss_rows(layouts)
+
+
+def _exchange_and_loss_rows(layouts: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[str]]]:
+    for kind in ("measured", "derived") if any(layout.get("exchanged") for layout in layouts) else ():
+        totals = [sum(e[kind] for e in layout["exchanged"]) if _fits(layout) else None for layout in layouts]
+        yield f"bytes a step, {kind}", ["" if total is None else f"{total:,.0f}" for total in totals]
     for step, heading in ((0, "loss difference, first step"), (-1, "  last step")):
-        differences = [layout["loss_differences"] for layout in layouts]
+        differences = [layout.get("loss_differences") for layout in layouts]
         yield heading, ["" if d is None else f"{d[step]:.1e}" for d in differences]
-    yield "loss, last step", [number(layout["losses"][-1]) for layout in layouts]
+    yield "loss, last step", [number(layout["losses"][-1]) if _fits(layout) else "" for layout in layouts]
+
+
+def _fits(layout: dict[str, Any]) -> bool:
+    return "does_not_fit" not in layout
+
+
+def _emulated(layouts: Iterable[dict[str, Any]]) -> bool:
+    return any(device.startswith("fake") for layout in layouts for device in layout["devices"])
 
 
 def notes(comparison: dict[str, Any]) -> str:
     """What the figures of `results` stand for."""
+    layouts = comparison["layouts"]
     lines = ["Median and range. Activations are the rest of the peak."]
-    if comparison["layouts"][0]["loss_differences"] is not None:
+    if any(layout.get("ratio") for layout in layouts) and len(layouts) > 1:
+        lines[0] += " Ratios are taken round by round."
+    if any(layout.get("loss_differences") for layout in layouts):
         lines[0] += (
-            " Ratios are taken round by round. Losses differ by float32 rounding, which grows with each update,"
+            " Losses differ by float32 rounding, which grows with each update,"
             " fastest under Adam: python -m splitnet.verify proves equality in float64."
         )
-    if any(device.startswith("fake") for layout in comparison["layouts"] for device in layout["devices"]):
+    if _emulated(layouts):
         lines.append(
             "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's, emulated"
             " ms those of the devices' clocks, had they worked side by side. Memory counts tensors only."
         )
-    if not all(layout["memory"] for layout in comparison["layouts"]):
+    if not all(layout["memory"] for layout in layouts if _fits(layout)):
         lines.append("The plain CPU has no memory counters; fake devices count (--devices fake:0, …).")
+    for layout in layouts:
+        if not _fits(layout):
+            name = HEADINGS[layout["layout"]].format(**layout)
+            lines.append(f"Does not fit ({name}): {layout['does_not_fit']}.")
     return "\n".join(lines)
 
 

@@ -20,9 +20,10 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from splitnet import run
+from splitnet import job, run
 from splitnet.comparison import WARM_UP
 from splitnet.measure.records import read_steps
+from splitnet.pages import has_page
 from splitnet.parallel import fake
 from splitnet.parallel.placement import build
 from splitnet.training import fashion
@@ -91,7 +92,7 @@ def go(tmp_path, monkeypatch):
 
 def shrink(monkeypatch):
     """An eighth of each preset, on images of 96 pixels."""
-    monkeypatch.setattr(run, "preset", lambda name, towers, crosses: small(name, towers, crosses))
+    monkeypatch.setattr(job, "preset", lambda name, towers, crosses: small(name, towers, crosses))
 
 
 # A whole run
@@ -113,8 +114,9 @@ def test_it_ends_well_and_names_its_folder(whole):
     assert (whole.code, whole.err) == (0, "")
     assert re.fullmatch(r"\d{8}-\d{6}-fashion-2x2", whole.folder.name)
     assert whole.out.splitlines()[-1] == f"Run folder: {whole.folder}"
-    files = ["compare.json", "run.json", "steps.jsonl", "tensorboard", "trace.json.gz"]
-    assert sorted(path.name for path in whole.folder.iterdir()) == files
+    made = {"report.html"} if has_page() else set()
+    files = {"compare.json", "run.json", "steps.jsonl", "tensorboard", "trace.json.gz", "report.md", "pictures"}
+    assert {path.name for path in whole.folder.iterdir()} == files | made
 
 
 def test_all_files_carry_the_schemas_version(whole):
@@ -648,7 +650,7 @@ def test_ctrl_c_while_preparing_leaves_nothing(go, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "load", interrupted)
+    monkeypatch.setattr(job, "load", interrupted)
     ran = go(*LENET)
     assert (ran.code, ran.out, ran.err, ran.folder) == (130, "", "", None)
 

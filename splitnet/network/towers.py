@@ -1,8 +1,9 @@
 """The table made into towers, and the one forward pass over those that are hosted here."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -37,6 +38,15 @@ class Exchange(Protocol):
     def gather(self, xs: list[Tensor], row: str) -> Tensor: ...
 
 
+class Span(record_function):
+    """A span in a trace; where a device is full inside it, the error carries the span's name as a note."""
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            error.add_note(self.name)
+        super().__exit__(kind, error, trace)
+
+
 class Tower(nn.ModuleDict):
     """The rows that one tower holds, or all towers in one piece, by name."""
 
@@ -68,13 +78,13 @@ class SplitNet(nn.Module):
         xs = images if isinstance(images, list) else self.exchange.replicate(images)
         *rows, last = self.rows
         for row in rows:
-            with record_function(spans.row(row.name)):
+            with Span(spans.row(row.name)):
                 if row.crosses:
-                    with record_function(spans.exchange(row.name)):
+                    with Span(spans.exchange(row.name)):
                         xs = self.exchange.all_gather(xs, row.name)
                 xs = [tower[row.name](x, self.moment) for tower, x in zip(self.hosted, xs, strict=True)]
-        with record_function(spans.row(last.name)):
-            with record_function(spans.exchange(last.name)):
+        with Span(spans.row(last.name)):
+            with Span(spans.exchange(last.name)):
                 x = self.exchange.gather(xs, last.name)
             logits: Tensor = self.hosted[0][last.name](x, self.moment)
         return logits

@@ -80,8 +80,9 @@ def readable(nbytes: int) -> str:
 
 
 def _refusal(index: int, more: int, limit: int) -> str:
-    free = max(limit - allocated[index], 0)
+    free, missing = max(limit - allocated[index], 0), allocated[index] + more - limit
     return (
         f"fake:{index} out of memory. Tried to allocate {readable(more)}. The device has a capacity of "
-        f"{readable(limit)} of which {readable(free)} is free; {readable(allocated[index])} is allocated."
+        f"{readable(limit)} of which {readable(free)} is free; {readable(allocated[index])} is allocated. "
+        f"{readable(missing)} ({missing:,} bytes) are missing."
     )
