@@ -232,9 +232,10 @@ class Page:
         return told["result"].get("value")
 
     def wait(self, js: str, seconds: float = 10) -> Any:
-        """Evaluate until the expression is truthy; its value. TimeoutError with the page's errors if it stays false."""
+        """Evaluate until the expression is truthy; its value, or True for a part of the page. TimeoutError if never."""
+        plain = f"Promise.resolve({js}).then(value => value?.nodeType ? true : value)"
         until = time.monotonic() + seconds
-        while not (value := self.evaluate(js)):
+        while not (value := self.evaluate(plain)):
             if time.monotonic() > until:
                 raise TimeoutError(f"in {seconds} s never true: {js[:300]}; errors: {self.errors[-5:]}")
             self.browser.listen(0.1)
