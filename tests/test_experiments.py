@@ -43,6 +43,10 @@ def test_the_largest_batch_is_the_last_that_fits():
         ("memory", "--batch-size 0", "splitnet: error: --batch-size 0: at least 1"),
         ("overhead", "--batch-size 2 --rounds 1 --threads 1", "two towers, fake devices / plain CPU: "),
         ("memory", "--preset fashion --batch-size 2 --capacity-mb 0 --threads 1", "two devices  fake:1:"),
+        ("profiling", "--rounds 0", "splitnet: error: --rounds 0: at least 1"),
+        ("profiling", "--preset fashion --batch-size 2 --rounds 2 --threads 1", "recorded / not: "),
+        ("alternation", "--rounds 1", "splitnet: error: --rounds 1: at least 2"),
+        ("alternation", "--batch-size 2 --runs 2 --rounds 2 --threads 1", "the interval contains 1 in "),
     ],
 )
 def test_an_experiment_prints_its_figures(script, words, expected):

@@ -68,21 +68,22 @@ def write_whole(path: Path, text: str) -> None:
 # What is read is checked: whoever opens a folder gets what the code writes, or one line that names the file.
 
 SPREAD = {"median": float, "least": float, "greatest": float, "n": int}
+SAID = {"layout": str, "towers?": int, "devices?": [str], "parameters?": int}
 MEASURED = {
     "devices": [str],
     "images_per_second": SPREAD,
     "step_ms": SPREAD,
-    "ratio": SPREAD,
+    "device_step_ms?": SPREAD,
+    "samples?": [{"wall": float, "device?": float}],
+    "ratio?": SPREAD | {"low?": float, "high?": float},
     "memory": {str: {"peak": int, "parameters": int, "gradients": int, "optimizer": int, "activations": int}},
     "exchanged": [{"row": str, "measured": float, "derived": float}],
+    "loss_differences?": [float],
     "losses": [float],
 }
-"""What a layout that was measured says of itself, at least; see `Contender.result`."""
+"""What any layout, and one that was measured, says of itself; see `Contender.result`."""
 
-MAY_HAVE = {"towers": int, "devices": [str], "parameters": int, "device_step_ms": SPREAD, "loss_differences": [float]}
-"""Where it says these as well, and not null."""
-
-RUN = {"status": str, "options": {"towers": int}, "devices": [{"device": str}]}
+RUN = {"status": str, "options": {"towers": int}, "devices": [{"device": str}], "layers?": [{"row": str}]}
 STEP = {"step": int, "loss": float, "accuracy": float, "images": int, "seconds": float}
 
 
@@ -106,13 +107,12 @@ def read_compare(folder: Path) -> dict[str, Any]:
     A layout has the figures of MEASURED or a sentence `does_not_fit`.
     """
     path = folder / "compare.json"
-    found = _read(path, {"base": str, "rounds": int, "layouts": [{"layout": str}]})
+    found = _read(path, {"base": str, "rounds": int, "other_load?": float, "layouts": [{"layout": str}]})
     if not found["layouts"]:
         raise UsageError(f"{path}: it compares no layouts")
     for number, layout in enumerate(found["layouts"]):
         shape: dict[str, Any] = {"does_not_fit": str} if "does_not_fit" in layout else MEASURED
-        given = {name: wanted for name, wanted in MAY_HAVE.items() if layout.get(name) is not None}
-        _check(layout, shape | given, path, f"layouts[{number}]")
+        _check(layout, SAID | shape, path, f"layouts[{number}]")
     return found
 
 
@@ -176,8 +176,8 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
 def _check(value: Any, shape: Any, path: Path, where: str) -> None:
     """UsageError that names the first place where `value` is not of this shape.
 
-    A shape is a type, a list with the shape of its items, or a dict: of names that must be there, or of {str: shape}
-    for any names. float takes every finite number.
+    A shape is a type, a list with the shape of its items, or a dict: of names that must be there ("name?" may be
+    absent or null), or of {str: shape} for any names. float takes every finite number.
     """
     if isinstance(shape, type):
         if not _is(value, shape):
@@ -190,11 +190,13 @@ def _check(value: Any, shape: Any, path: Path, where: str) -> None:
             _check(item, shape[0], path, f"{where}[{number}]")
         return
     wanted = dict.fromkeys(value, shape[str]) if str in shape else shape
-    for name, inner in wanted.items():
+    for key, inner in wanted.items():
+        name = key.removesuffix("?")
         here = f"{where}.{name}" if where else name
-        if name not in value:
+        if name == key and name not in value:
             raise UsageError(f"{path}: {here} is missing")
-        _check(value[name], inner, path, here)
+        if name == key or value.get(name) is not None:
+            _check(value[name], inner, path, here)
 
 
 _NAMES: dict[type, str] = {str: "text", int: "a whole number", float: "a finite number"}

@@ -1,0 +1,249 @@
+"""A run, or the difference of two, as Markdown: the page's content for a terminal or a pull request."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from splitnet.measure import metrics
+from splitnet.measure.difference import Difference, circumstances, differences, unpaired
+from splitnet.measure.metrics import KINDS, SHARES, figure
+from splitnet.measure.pictures import pictures
+from splitnet.measure.summary import Summary, heading
+
+MIB = 2**20
+
+EMULATED = (
+    "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's; the devices'"
+    " clocks say how long a step would take, had they worked side by side. Memory counts tensors only."
+)
+
+
+def markdown(summary: Summary, drawn: Iterable[str] | None = None) -> str:
+    """The report. `drawn`: file names of the pictures beside it, in pictures/ (default: all that can be drawn)."""
+    names = set(pictures(summary) if drawn is None else drawn)
+    parts = [f"# {_text(summary.name)}", _text(summary.verdict)]
+    if summary.emulated:
+        parts.append(f"> {EMULATED}")
+    for title, picture, content in _sections(summary):
+        body = [part for part in content if part]
+        if picture in names:
+            body.insert(0, f"![{title}](pictures/{picture})")
+        if body:
+            parts += [f"## {title}", *body]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(summary: Summary) -> Iterator[tuple[str, str, Iterable[str]]]:
+    yield "Speed", "throughput.svg", _speed(summary)
+    yield "Memory", "memory.svg", _memory(summary)
+    yield "One step on its devices", "timeline.svg", _lanes(summary)
+    yield "Exchanges", "", _exchanges(summary)
+    yield "Layers", "", _layers(summary)
+    yield "Loss", "loss.svg", _loss(summary)
+    yield "Environment", "", _environment(summary)
+    yield "Not here", "", ["\n".join(f"- {_text(line)}" for line in summary.missing)]
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Columns as wide as their widest cell, so that it can be read as text; all but the first `left` to the right."""
+    cells = [[_text(cell) for cell in row] for row in (headings, *rows)]
+    if len(cells) == 1:
+        return ""
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    pads = [str.ljust if column < left else str.rjust for column in range(len(widths))]
+    lines = [[pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)] for row in cells]
+    lines.insert(1, ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(text: str) -> str:
+    """On one line, and with nothing that Markdown or HTML would take for its own."""
+    for special, plain in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "'"), ("*", "\\*")):
+        text = text.replace(special, plain)
+    return " ".join(text.split())
+
+
+def _layouts(summary: Summary) -> list[dict[str, Any]]:
+    return summary.comparison["layouts"] if summary.comparison else []
+
+
+def _speed(summary: Summary) -> Iterator[str]:
+    rows, unfit = [], []
+    for layout in _layouts(summary):
+        if "does_not_fit" in layout:
+            unfit.append(f"{heading(layout)} does not fit: {layout['does_not_fit']}")
+            continue
+        spreads = (layout["images_per_second"], layout["step_ms"], layout.get("device_step_ms"))
+        ratio = _ratio(layout.get("ratio"))
+        parameters = layout.get("parameters")
+        told = [_spread(spread, digits) for spread, digits in zip(spreads, (1, 0, 0), strict=True)]
+        rows.append([heading(layout), *told, ratio, "" if parameters is None else f"{parameters:,}"])
+    base = summary.comparison["base"] if summary.comparison else ""
+    clock = "step ms, emulated" if summary.emulated else "step ms, device"
+    yield table(["layout", "images/s", "step ms, wall", clock, f"speed / {base}", "parameters"], rows)
+    if rows and summary.comparison:
+        yield _notes(summary.comparison)
+    yield "\n".join(f"- {_text(line)}" for line in unfit)
+    trained = summary.metric("training_images_per_second")
+    if trained is not None:
+        steps = f"{len(summary.steps):,} step{'s' * (len(summary.steps) != 1)}"
+        yield f"While training: {trained.value:,.1f} images/s (median of {steps}, the first left out)."
+
+
+def _ratio(ratio: dict[str, Any] | None) -> str:
+    if ratio is None:
+        return ""
+    low, high = metrics.interval(ratio)
+    return f"{ratio['median']:.3f} ({low:.3f}-{high:.3f})"
+
+
+def _notes(comparison: dict[str, Any]) -> str:
+    """What the figures of the layouts stand for."""
+    ratios = [layout["ratio"] for layout in comparison["layouts"] if layout.get("ratio")]
+    text = f"Median and range of {comparison['rounds']} steps in alternation"
+    if ratios:
+        known = all(ratio.get("low") is not None for ratio in ratios)
+        text += f"; of the speed ratio, round by round, the {'99 % interval' if known else 'range'}"
+    busy = comparison.get("other_load")
+    return f"{text}." + (f" Other processes kept {busy:.1f} cores busy meanwhile." if busy and busy >= 0.1 else "")
+
+
+def _spread(spread: dict[str, float] | None, digits: int) -> str:
+    if spread is None:
+        return ""
+    median, least, greatest = (f"{spread[key]:,.{digits}f}" for key in ("median", "least", "greatest"))
+    return median if least == greatest else f"{median} ({least}-{greatest})"
+
+
+def _memory(summary: Summary) -> Iterator[str]:
+    rows = [
+        [heading(layout, device), *(f"{held[kind] / MIB:,.1f}" for kind in ("peak", *KINDS))]
+        for layout in _layouts(summary)
+        for device, held in layout.get("memory", {}).items()
+    ]
+    yield table(["MiB", "peak", *KINDS], rows)
+
+
+def _lanes(summary: Summary) -> Iterator[str]:
+    if summary.timeline is None:
+        return
+    rows = []
+    for name in summary.timeline.devices:
+        shares = [summary.metric(f"{part}_share.{name}") for part in SHARES]
+        exposed = summary.metric(f"exposed_ms.{name}")
+        if exposed is not None:
+            rows.append([name, *(f"{s.value:.1f} %" if s else "" for s in shares), f"{exposed.value:,.3f}"])
+    yield table(["device", *SHARES, "exposed ms"], rows)
+    if rows:
+        steps = len(summary.timeline.steps)
+        yield (
+            f"Median of {steps} profiled step{'s' * (steps != 1)}. Busy: computes; exposed: exchanges that no compute"
+            " hides; input: copies from and to the host; idle: the rest."
+        )
+
+
+def _exchanges(summary: Summary) -> Iterator[str]:
+    own = summary.own
+    entries = own.get("exchanged", []) if own else []
+    rows = [
+        [entry["row"], f"{entry['measured']:,.0f}", f"{entry['derived']:,.0f}", *_traced(summary, entry["row"])]
+        for entry in entries
+    ]
+    if rows:
+        totals = [sum(entry[kind] for entry in entries) for kind in ("measured", "derived")]
+        rows.append(["all", *(f"{total:,.0f}" for total in totals), *_traced(summary, None)])
+    traced = ["bytes in the trace"] if summary.timeline is not None else []
+    yield table(["before", "bytes measured", "bytes derived", *traced], rows)
+    if rows:
+        yield "Of one step, forward and backward."
+
+
+def _traced(summary: Summary, row: str | None) -> list[str]:
+    """Bytes that the trace's drawn step has in front of a row, or of all; no cell without a trace."""
+    if summary.timeline is None:
+        return []
+    exchanged = summary.timeline.exchanged(summary.timeline.median_step()).items()
+    return [f"{sum(size for (before, *_), size in exchanged if row in (before, None)):,}"]
+
+
+def _layers(summary: Summary) -> Iterator[str]:
+    listed = summary.run.get("layers")
+    known = {entry["row"]: entry.get("parameters", "") for entry in listed} if isinstance(listed, list) else {}
+    times = {m.name: m.value for m in summary.metrics if m.name.startswith("row_ms.")}
+    names = dict.fromkeys((*known, *(name.split(".")[1] for name in times)))
+    phases = ("forward", "backward") if times else ()
+    rows = []
+    for name in names:
+        count = known.get(name, "")
+        spent = [times.get(f"row_ms.{name}.{phase}") for phase in phases]
+        told = f"{count:,}" if isinstance(count, int) else str(count)
+        rows.append([name, told, *("" if ms is None else f"{ms:,.2f}" for ms in spent)])
+    yield table(["row", "parameters", *(f"{phase} ms" for phase in phases)], rows)
+    if times:
+        yield "Compute in a profiled step on the device that takes longer, median."
+
+
+def _loss(summary: Summary) -> Iterator[str]:
+    rows = [
+        [f"{r['step']:,}", f"{r['loss']:.4f}", f"{100 * r['accuracy']:.2f} %", f"{r['images']:,}"]
+        for r in summary.tests
+    ]
+    yield table(["test after steps", "loss", "accuracy", "images"], rows, left=0)
+    if summary.steps:
+        first, last = summary.steps[0], summary.steps[-1]
+        count = f"{len(summary.steps):,} steps"
+        yield f"Training loss {first['loss']:.4f} at the first of {count}, {last['loss']:.4f} at the last."
+    layouts = [layout for layout in _layouts(summary) if layout.get("losses")]
+    columns = [[f"{loss:.6f}" for loss in layout["losses"]] for layout in layouts]
+    losses = [[f"{step}", *row] for step, row in enumerate(zip_longest(*columns, fillvalue=""), 1)]
+    yield table(["compared step", *map(heading, layouts)], losses, left=0)
+
+
+def _environment(summary: Summary) -> Iterator[str]:
+    run, rows = summary.run, []
+    for name, value in run.items():
+        if name in ("schema", "options", "command", "layers") or value in (None, {}, []):
+            continue
+        rows.append([name.replace("_", " "), _value(value)])
+    yield table(["", "value"], rows, left=2)
+    given = {name: value for name, value in run["options"].items() if value is not None}
+    yield table(["option", "value"], [[f"--{n.replace('_', '-')}", _value(v)] for n, v in given.items()], left=2)
+    command = run.get("command")
+    if isinstance(command, list):
+        yield "```\n" + " ".join(map(str, command)).replace("```", "'''") + "\n```"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_value(inner)}" for name, inner in value.items() if inner is not None)
+    if isinstance(value, list):
+        return "; ".join(map(_value, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+# Two runs
+
+
+def difference(before: Summary, after: Summary) -> str:
+    """Two runs beside each other, as Markdown."""
+    rows = differences(before, after)
+    same = [row.metric for row in rows if row.same]
+    others = [[name, _value(first), _value(second)] for name, first, second in circumstances(before, after)]
+    parts = [
+        f"# {_text(before.name)} and {_text(after.name)}",
+        f"- before: {_text(before.verdict)}\n- after: {_text(after.verdict)}",
+        table(["figure", "before", "after", "difference", ""], [cells(row) for row in rows if not row.same]),
+        f"The same in both: {', '.join(same)}." if same else "",
+        table(["what else differs", "before", "after"], others, left=3),
+    ]
+    for names, which in zip(unpaired(before, after), ("first", "second"), strict=True):
+        parts.append(f"Only in the {which} run: {', '.join(names)}." if names else "")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def cells(row: Difference) -> list[str]:
+    """A difference as text: figure, before, after, relative difference, verdict."""
+    relative = "" if row.relative is None else f"{100 * row.relative:+,.1f} %"
+    return [row.metric, figure(row.before, row.unit), figure(row.after, row.unit), relative, row.verdict]

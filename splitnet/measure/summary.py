@@ -1,0 +1,202 @@
+"""A run in short: its files read, its figures by name, and one sentence on what came out."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from splitnet.errors import UsageError
+from splitnet.measure import metrics, timeline
+from splitnet.measure.metrics import Metric
+from splitnet.measure.records import NewerSchemaError, read_compare, read_records, read_run
+from splitnet.measure.timeline import Timeline
+
+T = TypeVar("T")
+
+
+@dataclass
+class Summary:
+    """What pages and comparisons are made from. Nothing here was computed anew: the files say it all."""
+
+    name: str
+    run: dict[str, Any]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    tests: list[dict[str, Any]] = field(default_factory=list)
+    comparison: dict[str, Any] | None = None
+    timeline: Timeline | None = None
+    missing: list[str] = field(default_factory=list)
+    """A line for each file that is not there or not whole."""
+    verdict: str = ""
+    metrics: list[Metric] = field(default_factory=list)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the run's devices are fake."""
+        return any(entry["device"].startswith("fake") for entry in self.run["devices"])
+
+    @property
+    def own(self) -> dict[str, Any] | None:
+        """The run's own layout in the comparison; None if nothing was compared."""
+        return self.comparison["layouts"][0] if self.comparison else None
+
+    @property
+    def base(self) -> dict[str, Any] | None:
+        """The layout that it is compared with, or that it would be if that fitted; None if there is no other."""
+        if self.comparison is None:
+            return None
+        others = {layout["layout"]: layout for layout in self.comparison["layouts"][1:]}
+        return others.get(self.comparison["base"], others.get("whole"))
+
+    def metric(self, name: str) -> Metric | None:
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+def summarise(folder: Path) -> Summary:
+    """Read a run folder and leave it as it is.
+
+    UsageError if it is no run folder, or if a file is of a newer schema. Any other file that is not there or not
+    whole is left out and named in `missing`.
+    """
+    found = Summary(folder.resolve().name, read_run(folder))
+    records, cut = _part(found, lambda: read_records(folder / "steps.jsonl")) or ([], None)
+    found.missing += [] if cut is None else [cut]
+    found.steps = [record for record in records if record["kind"] == "step"]
+    found.tests = [record for record in records if record["kind"] == "test"]
+    if _wanted(found, folder / "compare.json", "compare"):
+        found.comparison = _part(found, lambda: read_compare(folder))
+    if _wanted(found, folder / "trace.json.gz", "profile"):
+        found.timeline = _part(found, lambda: Timeline(timeline.read(folder / "trace.json.gz")))
+    found.metrics = metrics.finite(_figures(found))
+    found.verdict = verdict(found)
+    return found
+
+
+def _wanted(found: Summary, path: Path, option: str) -> bool:
+    """Whether the run was to make a file; if it was not, that is said."""
+    options = found.run["options"]
+    if path.exists() or (options.get(option, True) and options.get("steps") != 0):
+        return True
+    why = "--steps 0 only tests" if options.get("steps") == 0 else f"--no-{option}"
+    found.missing.append(f"{path}: not made ({why})")
+    return False
+
+
+def _part(found: Summary, read: Callable[[], T]) -> T | None:
+    """What `read` returns; None, and a line in `missing`, if its file is not there or not whole."""
+    try:
+        return read()
+    except NewerSchemaError:
+        raise
+    except UsageError as error:
+        found.missing.append(str(error))
+        return None
+
+
+def _figures(found: Summary) -> Iterator[Metric]:
+    own, base = found.own, found.base
+    if own is not None and "does_not_fit" not in own:
+        yield from metrics.from_comparison(own, None if base is None or "does_not_fit" in base else base)
+    yield from metrics.from_records(found.steps, found.tests)
+    if found.timeline is not None:
+        yield from metrics.from_timeline(found.timeline)
+
+
+HEADINGS = {"towers": "{towers} towers", "whole": "same, whole"}
+
+
+def heading(layout: dict[str, Any], device: str = "") -> str:
+    """A layout's name in tables and pictures; with one of its devices, or all."""
+    name = HEADINGS.get(layout["layout"], layout["layout"]).format(towers=layout.get("towers", ""))
+    where = device or ", ".join(dict.fromkeys(layout.get("devices") or ()))
+    return f"{name}, {where}" if where else name
+
+
+# The verdict: clauses of one sentence, each left out where there is nothing to say.
+
+NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+
+
+def verdict(found: Summary) -> str:
+    """One sentence: how fast, how much memory, what the exchanges cost, and whether the run came to its end."""
+    own = found.own
+    if own is not None and "does_not_fit" in own:
+        clauses = [f"do{'es' * _single(found)} not fit: {own['does_not_fit'].rstrip('.')}"]
+    else:
+        clauses = [" and ".join(filter(None, (_speed(found), _memory(found)))), _exposed(found)]
+    return f"{_who(found)} {'; '.join(filter(None, (*clauses, _end(found))))}."
+
+
+def _who(found: Summary) -> str:
+    own = found.own or {}
+    towers = own.get("towers") or found.run["options"]["towers"]
+    devices = list(dict.fromkeys(own.get("devices") or [entry["device"] for entry in found.run["devices"]]))
+    many = NUMBERS[towers] if 0 <= towers < len(NUMBERS) else f"{towers:,}"
+    where = f"{', '.join(devices[:-1])} and {devices[-1]}" if len(devices) > 1 else "".join(devices)
+    whole = " in one piece" if own.get("layout") == "whole" else ""
+    emulated = " (emulated)" if found.emulated else ""
+    return f"{many} tower{'s' * (towers != 1)}{whole} on {where}{emulated}"
+
+
+def _single(found: Summary) -> bool:
+    return found.run["options"]["towers"] == 1
+
+
+def _speed(found: Summary) -> str:
+    """Beside the base layout if there is one, else in images/s."""
+    base, s = found.base, "s" * _single(found)
+    alone = found.metric("images_per_second") or found.metric("training_images_per_second")
+    if base is not None and found.metric("speed_ratio") is not None:
+        return f"train{s} {_ratio(found)}"
+    if alone is not None:
+        count = f", median of {len(found.steps):,} step{'s' * (len(found.steps) != 1)}" if found.own is None else ""
+        text = f"train{s} {alone.value:,.1f} images/s{count}"
+        why = base.get("does_not_fit") if base else None
+        return text + (f" where the same network on one device does not fit ({why})" if why else "")
+    accuracy = found.metric("accuracy")
+    if accuracy is not None:
+        return f"classif{'ies' if s else 'y'} {accuracy.value:.1f} % of {found.tests[-1]['images']:,} test images right"
+    return f"made{' not one whole step' if not found.steps else ' steps without a measurable time'}"
+
+
+def _ratio(found: Summary) -> str:
+    assert found.own is not None
+    ratio = found.own["ratio"]
+    low, high = metrics.interval(ratio)
+    kind = "range" if ratio.get("low") is None else "99 % interval"
+    times, taken = f"{ratio['median']:.2f} times", f"{kind} {low:.2f}-{high:.2f}, n {ratio['n']}"
+    clocks = found.metric("device_speed_ratio")
+    if found.emulated:
+        taken = f"in this CPU's time, {taken}"
+        taken += f"; on the devices' clocks {clocks.value:.2f} times" if clocks is not None else ""
+    if low <= 1 <= high:
+        return f"as fast as the same network on one device ({times}{',' * (not found.emulated)} {taken})"
+    return f"{times} as fast as the same network on one device ({taken})"
+
+
+def _memory(found: Summary) -> str:
+    peak = found.metric("peak_bytes")
+    if peak is None:
+        return ""
+    several = len(found.own["memory"]) > 1 if found.own else False
+    where = " on the fuller device" if several else ""
+    if not peak.base:
+        return f"need{'s' * _single(found)} {peak.value / 2**20:,.0f} MiB{where}"
+    return f"need{'s' * _single(found)} {100 * peak.value / peak.base:.0f} % of its memory{where}"
+
+
+def _exposed(found: Summary) -> str:
+    """What exchanges cost where nothing hides them: the part of the device that waits most."""
+    shares = [m.value for m in found.metrics if m.name.startswith("exposed_share.")]
+    if not shares or not (found.own or {"exchanged": True})["exchanged"]:
+        return ""
+    return f"exchanges take {max(shares):.1f} % of a step"
+
+
+def _end(found: Summary) -> str:
+    status = str(found.run["status"]).partition("\n")[0].rstrip(".")
+    told = {
+        "finished": "",
+        "running": "the run did not end, or still goes on",
+        "interrupted": "the run was interrupted",
+    }
+    return told.get(status, f"the run {status}")
