@@ -46,7 +46,7 @@ def peaks(table: Architecture, devices: list[str], images: int) -> dict[str, int
 def fits(table: Architecture, devices: list[str], images: int) -> bool:
     try:
         peaks(table, devices, images)
-    except torch.OutOfMemoryError:
+    except DoesNotFitError:
         return False
     return True
 

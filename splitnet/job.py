@@ -48,8 +48,8 @@ class RunOptions:
         check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | most)
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
-        if self.memory_snapshot and not self.compare:
-            raise UsageError("--memory-snapshot: is of the comparison's steps, so not with --no-compare")
+        if self.memory_snapshot and (not self.compare or self.steps == 0):
+            raise UsageError("--memory-snapshot: is of the comparison's steps, so not with --no-compare or --steps 0")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise UsageError(f"--lr {self.lr}: a positive number")
 

@@ -1,6 +1,5 @@
 """The pages of a run: written by a run at its end, and again by `report`."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from splitnet.errors import UsageError
@@ -9,13 +8,11 @@ from splitnet.measure.markdown import markdown
 from splitnet.measure.records import write_whole
 from splitnet.measure.summary import Summary, summarise
 
-NO_PAGE = "report.html: not made; it needs plotly (pip install plotly)"
-
 
 def write_pages(folder: Path, out: Path | None = None) -> list[Path]:
     """Make a run's pages from its other files, in its folder or in `out`. Returns the files that were written.
 
-    Without plotly there is no report.html. UsageError if the folder is no run's, or `out` cannot be written.
+    UsageError if the folder is no run's, or `out` cannot be written.
     """
     return write_summary(summarise(folder), out or folder)
 
@@ -25,19 +22,11 @@ def write_summary(summary: Summary, out: Path) -> list[Path]:
     drawn = pictures.pictures(summary)
     files = {f"pictures/{name}": text for name, text in drawn.items()}
     files["report.md"] = markdown(summary, drawn)
-    if has_page():
-        from splitnet.measure.page import page  # plotly: heavy, and may be missing
-
-        files["report.html"] = page(summary)
     written = write_files(out, files)
     for name in pictures.NAMES:
         if name not in drawn:
             (out / "pictures" / name).unlink(missing_ok=True)  # of an earlier state of the folder
     return written
-
-
-def has_page() -> bool:
-    return find_spec("plotly") is not None and find_spec("splitnet.measure.page") is not None
 
 
 def write_files(out: Path, files: dict[str, str]) -> list[Path]:

@@ -79,6 +79,7 @@ def _forward(write: Writer, count: int) -> None:
     write.cpu("aten::conv2d", 60, 95, Sequence_number=count + 10)
     write.launch(70, "kernel", "implicit_gemm", 0, 50, 250)
     write.launch(80, "kernel", "implicit_gemm", 1, 60, 160)
+    write.cpu("aten::detach", 96, 99, Sequence_number=count + 11)  # nor does this, in the row before
     write.span("splitnet.row.conv3", 110, 300)
     write.span("splitnet.exchange.conv3", 120, 180)
     write.cpu("_Send", 120, 140, Sequence_number=count + 11)

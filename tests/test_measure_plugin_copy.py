@@ -173,6 +173,8 @@ def test_a_part_has_its_own_devices_work_alone(tmp_path):
         assert (info["backend"], info["rank"], info["world_size"]) == ("gloo", device, 2)
         data, _ = parsed(trace, tmp_path, worker)
         assert data.used_devices == [device]
+        # kernels, copies and fills in each step
+        assert sum(e.get("cat") == "runtime" for e in trace["traceEvents"]) == 2 * [12, 6][device]
         assert data.gpu_metrics_parser.gpu_utilization[device] == [1020 / 3000, 500 / 3000][device]
         times = {op.name: op.device_duration for op in data.op_list_groupby_name}
         assert times["aten::conv2d"] == [2 * (200 + 100), 2 * (100 + 50)][device]
@@ -194,6 +196,17 @@ def test_split_fake_devices(tmp_path):
     assert {worker: rows["gloo:all_gather"][1] for worker, rows in operations.items()} == dict.fromkeys(
         ["fake_0", "fake_1"], 2 * 4096
     )
+
+
+def test_no_exchange_begins_before_its_step():
+    """By a nanosecond of rounding it might, and the plugin would find it in no step."""
+    trace = two_lanes.trace(plugin=True)
+    for event in trace["traceEvents"]:
+        if "PtoP" in event["name"]:
+            event["args"]["waited_us"] = event["ts"] % 1000 + 0.001
+    for part in split(trace).values():
+        begun = [e["ts"] for e in part["traceEvents"] if e["name"].startswith("gloo:")]
+        assert sorted(begun) == [0, 0, 1000, 1000]
 
 
 def test_memory_and_names_go_with_their_device():
@@ -230,6 +243,9 @@ def test_nccl_ranks(tmp_path, halved):
     parts = ranks()
     if halved:  # a rank with one device: nothing changes
         parts = {worker: part for worker, trace in parts.items() for part in split(trace).values()}
+        assert [part["distributedInfo"] for part in parts.values()] == [
+            {"backend": "nccl", "rank": rank, "world_size": 2} for rank in (0, 1)
+        ]
     overlap, wait, operations = distributed(parts, tmp_path)
     for step in "234":
         assert overlap[step] == {"rank_0": [2000, 1000, 1000, 5990], "rank_1": [2500, 500, 1000, 5990]}
@@ -271,6 +287,8 @@ def test_several_kernels_of_one_collective_are_one(tmp_path):
     trace = cuda_traces.nccl(0)
     again = [e | {"ts": e["ts"] + 2500, "dur": 500} for e in trace["traceEvents"] if "AllGather" in e["name"]]
     trace["traceEvents"] += again
-    data, _ = parsed(corrected(trace), tmp_path, "rank_0")
+    found = corrected(trace)
+    assert sum(e["name"] == "nccl:all_gather" for e in found["traceEvents"]) == 3
+    data, _ = parsed(found, tmp_path, "rank_0")
     assert len(data.comm_node_list) == 3
     assert [step.communication for step in data.comm_overlap_costs] == [2500, 2500, 2500]

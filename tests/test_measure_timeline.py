@@ -141,13 +141,25 @@ def test_without_launches_a_devices_own_spans_tell():
     assert found["", "forward", 0] == 200
 
 
+def test_what_a_record_says_of_itself_counts_first():
+    trace = cuda_traces.two_gpus()
+    for event in trace["traceEvents"]:
+        if event["name"] == "dgrad":
+            event["args"] |= {"phase": "another", "row": "conv9"}
+    found = Timeline(trace).rows("ProfilerStep#2")
+    assert {place: time for place, time in found.items() if place[0] == "conv9"} == {
+        ("conv9", "another", 0): 100,
+        ("conv9", "another", 1): 100,
+    }
+
+
 # Steps
 
 
 def test_a_devices_own_step_is_its_window():
     """CUDA writes one for each stream; the other device has none and keeps the CPU's."""
     trace = cuda_traces.two_gpus()
-    for stream, start, end in [(7, 50, 850), (20, 20, 400)]:
+    for stream, start, end in [(7, 50, 850), (20, 20, 400), (21, 60, 70)]:
         times = {"ts": cuda_traces.BEGUN + start, "dur": end - start}
         where = {"pid": 0, "tid": stream, **times, "args": {}}
         trace["traceEvents"].append({"ph": "X", "cat": "gpu_user_annotation", "name": "ProfilerStep#2", **where})

@@ -7,17 +7,10 @@ import sys
 import pytest
 import runs
 
-from splitnet import pages, report
+from splitnet import report
 from splitnet.errors import UsageError
 from splitnet.measure.pictures import NAMES
 from splitnet.pages import write_pages
-
-
-@pytest.fixture(autouse=True)
-def without_page(monkeypatch):
-    """report.html takes a while, and has tests of its own."""
-    for module in (pages, report):
-        monkeypatch.setattr(module, "has_page", lambda: False)
 
 
 @pytest.fixture
@@ -67,11 +60,6 @@ def test_pages_are_the_same_when_made_again(folder, capsys):
     before = contents(folder)
     ran(capsys, folder)
     assert contents(folder) == before
-
-
-def test_without_plotly_the_rest_is_made_and_said(folder, capsys):
-    _, out, _ = ran(capsys, folder)
-    assert "report.html: not made; it needs plotly (pip install plotly)" in out
 
 
 def test_a_truncated_trace_is_said_and_the_rest_made(folder, capsys):
@@ -230,9 +218,8 @@ def test_write_pages_says_what_it_wrote(folder):
 
 
 @pytest.mark.slow
-def test_as_a_command_with_the_page(folder):
+def test_as_a_command(folder):
     command = [sys.executable, "-m", "splitnet.report", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (folder / "report.html").stat().st_size > 10_000
-    assert f"Page: {folder}/report.html" in done.stdout
+    assert f"Page: {folder}/report.md" in done.stdout

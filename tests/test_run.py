@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from splitnet import job, run
 from splitnet.comparison import WARM_UP
 from splitnet.measure.records import read_steps
-from splitnet.pages import has_page
 from splitnet.parallel import fake
 from splitnet.parallel.placement import build
 from splitnet.training import fashion
@@ -114,9 +113,8 @@ def test_it_ends_well_and_names_its_folder(whole):
     assert (whole.code, whole.err) == (0, "")
     assert re.fullmatch(r"\d{8}-\d{6}-fashion-2x2", whole.folder.name)
     assert whole.out.splitlines()[-1] == f"Run folder: {whole.folder}"
-    made = {"report.html"} if has_page() else set()
     files = {"compare.json", "run.json", "steps.jsonl", "tensorboard", "trace.json.gz", "report.md", "pictures"}
-    assert {path.name for path in whole.folder.iterdir()} == files | made
+    assert {path.name for path in whole.folder.iterdir()} == files
 
 
 def test_all_files_carry_the_schemas_version(whole):
