@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from splitnet.comparison import Contender, Training
+from splitnet.fitting import DoesNotFitError
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
 from splitnet.options import LARGEST, check_bounds, guarded, option, parse
@@ -36,7 +37,7 @@ class Options:
 
 
 def peaks(table: Architecture, devices: list[str], images: int) -> dict[str, int]:
-    """Bytes at the peak of each device over two training steps. torch.OutOfMemoryError over the capacity."""
+    """Bytes at the peak of each device over two training steps. DoesNotFitError over the capacity."""
     shape = (images, table.channels, table.size, table.size)
     batch = Batch(torch.zeros(shape, dtype=torch.uint8), torch.zeros(images, dtype=torch.int64), torch.arange(images))
     contender = Contender("", table, place(table, devices), Training([batch] * 2, "sgd", None, seed=0))
