@@ -1,12 +1,21 @@
 """The pages of a run: written by a run at its end, and again by `report`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from splitnet.errors import UsageError
 from splitnet.measure import pictures
 from splitnet.measure.markdown import markdown
+from splitnet.measure.page import page
 from splitnet.measure.records import write_whole
 from splitnet.measure.summary import Summary, summarise
+
+NO_PAGE = "report.html: not made; it needs plotly (pip install plotly)"
+
+
+def has_page() -> bool:
+    """Whether report.html can be made here; everything else of a run can be without plotly."""
+    return find_spec("plotly") is not None
 
 
 def write_pages(folder: Path, out: Path | None = None) -> list[Path]:
@@ -22,6 +31,8 @@ def write_summary(summary: Summary, out: Path) -> list[Path]:
     drawn = pictures.pictures(summary)
     files = {f"pictures/{name}": text for name, text in drawn.items()}
     files["report.md"] = markdown(summary, drawn)
+    if has_page():
+        files["report.html"] = page(summary)
     written = write_files(out, files)
     for name in pictures.NAMES:
         if name not in drawn:

@@ -16,7 +16,7 @@ from splitnet.measure.difference import Difference, Gate, circumstances, differe
 from splitnet.measure.records import SCHEMA, plain
 from splitnet.measure.summary import Summary, summarise
 from splitnet.options import guarded, option, parse, positional, refuse
-from splitnet.pages import write_files, write_summary
+from splitnet.pages import NO_PAGE, has_page, write_files, write_summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,9 @@ def one(summary: Summary, options: ReportOptions, console: Console) -> None:
     console.print(summary.verdict, highlight=False)
     for line in summary.missing:
         console.print(f"Missing: {line}", highlight=False, soft_wrap=True, markup=False)
-    page = next(path for path in written if path.suffix == ".md")
+    if not has_page():
+        console.print(NO_PAGE, highlight=False, soft_wrap=True)
+    page = next(path for path in reversed(written) if path.suffix in (".html", ".md"))
     console.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
 
 

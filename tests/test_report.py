@@ -7,10 +7,17 @@ import sys
 import pytest
 import runs
 
-from splitnet import report
+from splitnet import pages, report
 from splitnet.errors import UsageError
 from splitnet.measure.pictures import NAMES
 from splitnet.pages import write_pages
+
+
+@pytest.fixture(autouse=True)
+def without_page(monkeypatch):
+    """report.html has tests of its own, and takes 5 MB each time."""
+    for module in (pages, report):
+        monkeypatch.setattr(module, "has_page", lambda: False)
 
 
 @pytest.fixture
@@ -60,6 +67,12 @@ def test_pages_are_the_same_when_made_again(folder, capsys):
     before = contents(folder)
     ran(capsys, folder)
     assert contents(folder) == before
+
+
+def test_without_plotly_the_rest_is_made_and_said(folder, capsys):
+    _, out, _ = ran(capsys, folder)
+    assert "report.html: not made; it needs plotly (pip install plotly)" in out
+    assert not (folder / "report.html").exists()
 
 
 def test_a_truncated_trace_is_said_and_the_rest_made(folder, capsys):
@@ -222,4 +235,5 @@ def test_as_a_command(folder):
     command = [sys.executable, "-m", "splitnet.report", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"Page: {folder}/report.md" in done.stdout
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert f"Page: {folder}/report.html" in done.stdout

@@ -113,7 +113,16 @@ def test_it_ends_well_and_names_its_folder(whole):
     assert (whole.code, whole.err) == (0, "")
     assert re.fullmatch(r"\d{8}-\d{6}-fashion-2x2", whole.folder.name)
     assert whole.out.splitlines()[-1] == f"Run folder: {whole.folder}"
-    files = {"compare.json", "run.json", "steps.jsonl", "tensorboard", "trace.json.gz", "report.md", "pictures"}
+    files = {
+        "compare.json",
+        "run.json",
+        "steps.jsonl",
+        "tensorboard",
+        "trace.json.gz",
+        "report.md",
+        "report.html",
+        "pictures",
+    }
     assert {path.name for path in whole.folder.iterdir()} == files
 
 
