@@ -31,7 +31,7 @@ from splitnet.training.data import batches
 from splitnet.training.data import load as load_data
 
 NOTES = ("kernel", "transfer", "memory", "begin")
-SPANS = ("splitnet.network.towers.record_function", "splitnet.training.loop.record_function")
+SPANS = ("splitnet.network.towers.Span", "splitnet.training.loop.record_function")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ LARGEST = 2**63 - 1
 """What PyTorch takes as a number."""
 
 
-def option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+def option(default: Any, text: str, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
     """A dataclass field that is an option of the command line; one typed tuple[T, ...] may be given again and again."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+    return field(default=default, metadata={"help": text, "choices": choices, "metavar": metavar})
 
 
 def positional(text: str, default: Any = MISSING) -> Any:
@@ -73,7 +73,9 @@ def _add(parser: argparse.ArgumentParser, entry: "Field[Any]", hint: Any) -> Non
         settings |= {"action": "append", "default": list(entry.default), "help": settings["help"] + " (repeatable)"}
     elif entry.default is not None:
         settings["help"] += f" (default {entry.default})"
-    parser.add_argument(flag, type=kind, choices=choices, metavar=_metavar(kind), **settings)
+    parser.add_argument(
+        flag, type=kind, choices=choices, metavar=entry.metadata["metavar"] or _metavar(kind), **settings
+    )
 
 
 def _word(entry: "Field[Any]") -> str:

@@ -26,7 +26,7 @@ class ReportOptions:
     run: Path = positional("a run's folder")
     run2: Path | None = positional("another, to compare with the first", None)
     fail_if: tuple[str, ...] = option(
-        (), 'exit 1 if so: "images_per_second < 0.95" (a ratio), "step_ms > 2000ms" (itself)'
+        (), 'exit 1 if so: "images_per_second < 0.95" (a ratio), "step_ms > 2000ms" (itself)', metavar="CONDITION"
     )
     out: Path | None = option(None, "write there; without it a run's pages go to its folder, a comparison nowhere")
 

@@ -97,9 +97,11 @@ class Report:
         self.summary |= {"status": status, "ended": timestamp(), "steps": len(self.steps)}
         self.summary |= {"skipped": self.job.dataset.skipped}
         self.folder.write("run", self.summary)
-        self.leave()
-        self.console.print(f"Run folder: {self.folder.path}", highlight=False, soft_wrap=True)
         self.folder.close()
+        try:
+            self.leave()
+        finally:
+            self.console.print(f"Run folder: {self.folder.path}", highlight=False, soft_wrap=True)
 
     def leave(self) -> None:
         """What others look at: the trace, the pages, and a folder for TensorBoard."""
@@ -110,6 +112,8 @@ class Report:
         shares = () if self.filters is None else self.filters.chunk(self.job.architecture.towers)
         filters = {f"{first}/tower {tower}": share for tower, share in enumerate(shares)}
         pages.write_pages(self.folder.path)
+        if not pages.has_page():
+            self.console.print(pages.NO_PAGE)
         text = (self.folder.path / "report.md").read_text(encoding="utf-8")
         scalars.write(self.folder.path / "tensorboard", records, filters, {"report": text})
 
@@ -229,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     status, code = carry_out(job, report)
     try:
         report.close(status)
-    except OSError as error:
+    except (OSError, UsageError) as error:  # pages name the file that cannot be written
         return _failed(str(error))[1]
     return code
 

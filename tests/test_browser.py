@@ -13,6 +13,7 @@ console.error("oh", 1); setTimeout(() => { throw new Error("late") }, 50);
 </script>"""
 
 
+@pytest.mark.slow
 def test_a_page_is_driven_and_watched(tmp_path):
     (tmp_path / "a.html").write_text(PAGE)
     with Browser() as browser:

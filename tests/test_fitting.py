@@ -326,6 +326,7 @@ def needed(data, devices, optimizer, limit):
     return "", None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_what_is_missing_is_exact(data, optimizer):
     """Each time what is missing is added: at one byte less the same is missing one byte, and in the end it fits."""

@@ -193,6 +193,7 @@ def test_memory_of_each_device_ends_as_it_began(case):
         assert totals[0] == totals[1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "recorded"), [(1, 1), (2, 1), (3, 2), (4, 3), (9, 3)])
 def test_few_steps_are_made_the_most_of(steps, recorded):
     try:
@@ -203,10 +204,11 @@ def test_few_steps_are_made_the_most_of(steps, recorded):
     assert len(Recording(found.trace, found.log).steps) == recorded
 
 
-def test_an_interrupt_keeps_the_whole_steps():
-    class StoppedError(Exception):
-        pass
+class StoppedError(Exception):
+    pass
 
+
+def test_an_interrupt_keeps_the_whole_steps():
     x = torch.ones(8, 8, device="fake:0")
     profile = Profile([torch.device("fake:0")])
 
@@ -223,6 +225,21 @@ def test_an_interrupt_keeps_the_whole_steps():
     recording = Recording(profile.trace, profile.log)
     assert [step.name for step in recording.steps] == ["ProfilerStep#2"]
     assert [w.name for w in recording.works] == ["mm"]
+
+
+def test_an_interrupt_in_the_first_recorded_step_leaves_nothing():
+    profile = Profile([torch.device("fake:0")])
+
+    def work():
+        with profile:
+            profile.step()
+            profile.step()
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        work()
+    assert (profile.recorded, profile.trace, profile.log) == (0, None, None)
+    assert fake.log.entries is None
 
 
 def test_nothing_is_noted_when_nobody_looks():

@@ -1,5 +1,6 @@
 """A run in short: figures by name, what is missing, one sentence."""
 
+import gzip
 import json
 
 import pytest
@@ -248,6 +249,14 @@ def test_a_newer_schema_is_refused(tmp_path):
     found = json.loads((folder / "compare.json").read_text())
     (folder / "compare.json").write_text(json.dumps(found | {"schema": 2}))
     with pytest.raises(UsageError, match=r"compare\.json: schema 2"):
+        summarise(folder)
+
+
+def test_a_trace_of_a_newer_schema_is_refused(tmp_path):
+    folder = runs.write(tmp_path / "a")
+    with gzip.open(folder / "trace.json.gz", "wt") as file:
+        json.dump({"splitnet": {"schema": 2}, "traceEvents": []}, file)
+    with pytest.raises(UsageError, match=r"trace\.json\.gz: schema 2"):
         summarise(folder)
 
 

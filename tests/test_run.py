@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from safetensors.torch import save_file
 
 from splitnet import job, run
 from splitnet.comparison import WARM_UP
+from splitnet.errors import UsageError
+from splitnet.measure import timeline
 from splitnet.measure.records import read_steps
 from splitnet.parallel import fake
 from splitnet.parallel.placement import build
@@ -103,6 +106,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
         patch.setattr(run, "ROUNDS", ROUNDS)
+        patch.setattr("splitnet.comparison.OtherLoad", lambda: SimpleNamespace(cores=lambda: 0.75))
         return started([*SMALL, "--steps", "3", "--seed", "5"], tmp_path_factory.mktemp("out") / "new" / "runs")
 
 
@@ -159,6 +163,7 @@ def test_every_step_and_test_has_its_record(whole):
 def test_three_layouts_are_compared(whole):
     found = whole.json("compare")
     assert (found["base"], found["rounds"], found["warm_up"]) == ("whole", ROUNDS, WARM_UP)
+    assert found["other_load"] == 0.75
     towers, one, dense = found["layouts"]
     assert [c["layout"] for c in (towers, one, dense)] == ["towers", "whole", "dense"]
     assert [c["devices"] for c in (towers, one, dense)] == [["fake:0", "fake:1"], ["fake:0"], ["fake:0"]]
@@ -757,3 +762,44 @@ def test_the_progress_bar_is_one_line_of_the_terminal(width):
     assert drawn
     assert all(len(line.rstrip()) <= width and "images/s" in line for line in drawn)
     assert ("━" in text) == (width >= 80)
+
+
+WITHOUT = """
+import sys
+for name in ("plotly", "viztracer", "torch_tb_profiler", "matplotlib", "pandas"):
+    sys.modules[name] = None
+from splitnet.run import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_it_runs_where_what_only_viewers_need_is_not_installed(tmp_path):
+    words = [sys.executable, "-c", WITHOUT, *LENET, "--steps", "2", "--threads", "1", "--out", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "report.html: not made; it needs plotly" in done.stdout
+    [folder] = tmp_path.iterdir()
+    made = {path.name for path in folder.iterdir()}
+    assert {"report.md", "trace.json.gz", "tensorboard", "compare.json"} <= made
+    assert "report.html" not in made
+
+
+def test_pages_that_cannot_be_written_are_one_line(go, monkeypatch):
+    def full(folder):
+        raise UsageError(f"{folder}: cannot write there (No space left on device)")
+
+    monkeypatch.setattr(run.pages, "write_pages", full)
+    ran = go(*LENET, "--steps", "1", "--no-compare")
+    assert ran.code == 1
+    assert ran.err == f"splitnet: error: {ran.folder}: cannot write there (No space left on device)\n"
+    assert ran.json("run")["status"] == "finished"
+    assert len(ran.records("step")) == 1
+
+
+def test_a_profile_is_over_before_the_first_test(go):
+    """Two steps an epoch: a test between two recorded steps would be taken for part of one."""
+    ran = go("--preset", "lenet", "--towers", "1", "--data", "fashion-mnist-small", "--batch-size", "1000",
+             "--epochs", "2", "--no-compare", "--devices", "fake:0")  # fmt: skip
+    steps = timeline.read(ran.folder / "trace.json.gz")["splitnet"]["steps"]
+    assert [step["name"] for step in steps] == ["ProfilerStep#1"]

@@ -251,6 +251,7 @@ def test_a_trace_without_devices_has_no_track_to_open():
     assert [command["id"] for command in perfetto.startup(trace)] == ["dev.perfetto.RunQueryAndShowTab"]
 
 
+@pytest.mark.slow
 def test_perfetto_shows_both_devices_and_the_exchanges(run, tmp_path):
     with viewing([run, "--port", "0"], tmp_path / "temporary") as view, Browser() as browser:
         page = browser.open(view.url, width=1500, height=900)

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from splitnet.measure.elements import Chart, Key, Table, literal
-from splitnet.measure.metrics import KINDS, interval
-from splitnet.measure.summary import Summary, heading
+from splitnet.measure.metrics import KINDS, MIB, interval
+from splitnet.measure.summary import Summary, fits, heading
 from splitnet.measure.svg import ink
 
-MIB = 2**20
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 CLEAR = "rgba(0,0,0,0)"
 Layout = dict[str, Any]
@@ -63,14 +62,6 @@ def _named(entry: Layout, device: str = "") -> str:
     return "<br>".join(literal(_short(part)) for part in (what, where) if part)
 
 
-def all_layouts(summary: Summary) -> list[Layout]:
-    return summary.comparison["layouts"] if summary.comparison else []
-
-
-def fits(entry: Layout) -> bool:
-    return "does_not_fit" not in entry
-
-
 def _unfit(entries: Iterable[tuple[int, Layout]]) -> list[dict[str, Any]]:
     """Words where a layout has no bar."""
     words = {"text": "does not fit", "showarrow": False, "x": 0, "xanchor": "left", "xshift": 6}
@@ -82,7 +73,7 @@ def _unfit(entries: Iterable[tuple[int, Layout]]) -> list[dict[str, Any]]:
 
 def speed(summary: Summary) -> Chart | None:
     """Images/s of each layout: a bar to the median, a whisker over all steps. Emulated: on the devices' clocks too."""
-    entries = all_layouts(summary)
+    entries = summary.layouts
     if not any(map(fits, entries)):
         return None
     places = list(enumerate(entries))
@@ -154,7 +145,7 @@ def speeds(summary: Summary) -> Table:
     own = "emulated" if summary.emulated else "device"
     columns = ["images/s", "least", "greatest", "n", "step ms, wall", f"step ms, {own}", "speed ratio", "low", "high"]
     rows = []
-    for entry in all_layouts(summary):
+    for entry in summary.layouts:
         if not fits(entry):
             rows.append([heading(entry), "does not fit"])
             continue
@@ -171,7 +162,7 @@ def speeds(summary: Summary) -> Table:
 
 def peaks(summary: Summary) -> Chart | None:
     """Peak memory of each layout's fullest device."""
-    entries = all_layouts(summary)
+    entries = summary.layouts
     full = {
         i: max(entry["memory"].items(), key=_peak) for i, entry in enumerate(entries) if fits(entry) and entry["memory"]
     }
@@ -214,7 +205,7 @@ def _peak(item: tuple[str, dict[str, int]]) -> int:
 
 def memory(summary: Summary) -> Chart | None:
     """Each device's peak by what takes it, stacked."""
-    held = [(e, device, kinds) for e in all_layouts(summary) if fits(e) for device, kinds in e["memory"].items()]
+    held = [(e, device, kinds) for e in summary.measured for device, kinds in e["memory"].items()]
     if not held:
         return None
     names = [_named(entry, device) for entry, device, _ in held]

@@ -1,12 +1,13 @@
 """Charts of what a run learnt: the losses of all layouts, and its own losses and accuracy."""
 
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from math import isfinite
 from typing import Any
 
-from splitnet.measure.charts import all_layouts, axis, fits, layout
+from splitnet.measure.charts import axis, layout
 from splitnet.measure.elements import Chart, Key, Table, literal
-from splitnet.measure.summary import Summary, heading
+from splitnet.measure.pictures import thinned
+from splitnet.measure.summary import Summary, fits, heading
 from splitnet.measure.svg import ink
 
 LINES = (("forward", "solid"), ("backward", "dashed"), ("other", "dotted"), ("data", "dashed"), ("optimizer", "solid"))
@@ -20,7 +21,7 @@ Points = list[tuple[int, float]]
 
 def losses(summary: Summary) -> Chart | None:
     """Training losses of all layouts over the compared steps: those of one function lie on each other."""
-    entries = [(i, e) for i, e in enumerate(all_layouts(summary)) if fits(e) and e["losses"]]
+    entries = [(i, e) for i, e in enumerate(summary.layouts) if fits(e) and e["losses"]]
     if not entries:
         return None
     data, keys = [], []
@@ -32,7 +33,7 @@ def losses(summary: Summary) -> Chart | None:
     data.reverse()  # the run's own layout on top
     columns = [[f"{loss:.6f}" for loss in entry["losses"]] for _, entry in entries]
     heads = [heading(entry) for _, entry in entries]
-    own = all_layouts(summary)[0]
+    own = summary.layouts[0]
     if own.get("loss_differences"):
         columns.append([f"{difference:.1e}" for difference in own["loss_differences"]])
         heads.append("difference of the first two")
@@ -67,7 +68,7 @@ def accuracy(summary: Summary) -> Chart | None:
 
 def _learning(words: tuple[str, str, str], unit: str, steps: Points, tests: Points, form: str) -> Chart | None:
     name, title, text = words
-    steps, tests = (thinned([p for p in points if isfinite(p[1])]) for points in (steps, tests))
+    steps, tests = (thinned([p for p in points if isfinite(p[1])], MOST) for points in (steps, tests))
     if not steps and not tests:
         return None
     data, keys = [], []
@@ -99,12 +100,3 @@ def _line(points: Points, name: str, colour: str, dash: str, width: float) -> di
         "marker": {"color": ink(colour), "size": 8},
         "hovertemplate": f"{told.replace('%', '&#37;')}<br>step %{{x:,d}}: %{{y:,.6g}}<extra></extra>",
     }
-
-
-def thinned(points: Points) -> Points:
-    """At most MOST points, each the mean of those it stands for."""
-    if len(points) <= MOST:
-        return points
-    cuts = [len(points) * i // MOST for i in range(MOST + 1)]
-    parts = [points[a:b] for a, b in pairwise(cuts)]
-    return [(part[len(part) // 2][0], sum(value for _, value in part) / len(part)) for part in parts]

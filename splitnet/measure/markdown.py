@@ -6,11 +6,9 @@ from typing import Any
 
 from splitnet.measure import metrics
 from splitnet.measure.difference import Difference, circumstances, differences, unpaired
-from splitnet.measure.metrics import KINDS, SHARES, figure
+from splitnet.measure.metrics import KINDS, MIB, SHARES, figure
 from splitnet.measure.pictures import pictures
-from splitnet.measure.summary import Summary, heading
-
-MIB = 2**20
+from splitnet.measure.summary import Summary, fits, heading, other_load
 
 EMULATED = (
     "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's; the devices'"
@@ -63,14 +61,10 @@ def _text(text: str) -> str:
     return " ".join(text.split())
 
 
-def _layouts(summary: Summary) -> list[dict[str, Any]]:
-    return summary.comparison["layouts"] if summary.comparison else []
-
-
 def _speed(summary: Summary) -> Iterator[str]:
     rows, unfit = [], []
-    for layout in _layouts(summary):
-        if "does_not_fit" in layout:
+    for layout in summary.layouts:
+        if not fits(layout):
             unfit.append(f"{heading(layout)} does not fit: {layout['does_not_fit']}")
             continue
         spreads = (layout["images_per_second"], layout["step_ms"], layout.get("device_step_ms"))
@@ -104,8 +98,7 @@ def _notes(comparison: dict[str, Any]) -> str:
     if ratios:
         known = all(ratio.get("low") is not None for ratio in ratios)
         text += f"; of the speed ratio, round by round, the {'99 % interval' if known else 'range'}"
-    busy = comparison.get("other_load")
-    return f"{text}." + (f" Other processes kept {busy:.1f} cores busy meanwhile." if busy and busy >= 0.1 else "")
+    return f"{text}. {other_load(comparison)}".rstrip()
 
 
 def _spread(spread: dict[str, float] | None, digits: int) -> str:
@@ -118,7 +111,7 @@ def _spread(spread: dict[str, float] | None, digits: int) -> str:
 def _memory(summary: Summary) -> Iterator[str]:
     rows = [
         [heading(layout, device), *(f"{held[kind] / MIB:,.1f}" for kind in ("peak", *KINDS))]
-        for layout in _layouts(summary)
+        for layout in summary.layouts
         for device, held in layout.get("memory", {}).items()
     ]
     yield table(["MiB", "peak", *KINDS], rows)
@@ -193,7 +186,7 @@ def _loss(summary: Summary) -> Iterator[str]:
         first, last = summary.steps[0], summary.steps[-1]
         count = f"{len(summary.steps):,} steps"
         yield f"Training loss {first['loss']:.4f} at the first of {count}, {last['loss']:.4f} at the last."
-    layouts = [layout for layout in _layouts(summary) if layout.get("losses")]
+    layouts = [layout for layout in summary.layouts if layout.get("losses")]
     columns = [[f"{loss:.6f}" for loss in layout["losses"]] for layout in layouts]
     losses = [[f"{step}", *row] for step, row in enumerate(zip_longest(*columns, fillvalue=""), 1)]
     yield table(["compared step", *map(heading, layouts)], losses, left=0)
@@ -201,26 +194,25 @@ def _loss(summary: Summary) -> Iterator[str]:
 
 def _environment(summary: Summary) -> Iterator[str]:
     run, rows = summary.run, []
-    for name, value in run.items():
-        if name in ("schema", "options", "command", "layers") or value in (None, {}, []):
-            continue
-        rows.append([name.replace("_", " "), _value(value)])
+    for name, held in run.items():
+        if name not in ("schema", "options", "command", "layers") and held not in (None, {}, []):
+            rows.append([name.replace("_", " "), value(held)])
     yield table(["", "value"], rows, left=2)
-    given = {name: value for name, value in run["options"].items() if value is not None}
-    yield table(["option", "value"], [[f"--{n.replace('_', '-')}", _value(v)] for n, v in given.items()], left=2)
-    command = run.get("command")
-    if isinstance(command, list):
-        yield "```\n" + " ".join(map(str, command)).replace("```", "'''") + "\n```"
+    given = {name: held for name, held in run["options"].items() if held is not None}
+    yield table(["option", "value"], [[f"--{n.replace('_', '-')}", value(v)] for n, v in given.items()], left=2)
+    if summary.command:
+        yield "```\n" + summary.command.replace("```", "'''") + "\n```"
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_value(inner)}" for name, inner in value.items() if inner is not None)
-    if isinstance(value, list):
-        return "; ".join(map(_value, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def value(held: Any) -> str:
+    """What a run's record holds, as text."""
+    if isinstance(held, dict):
+        return ", ".join(f"{name} {value(inner)}" for name, inner in held.items() if inner is not None)
+    if isinstance(held, list):
+        return "; ".join(map(value, held))
+    if isinstance(held, bool):
+        return "yes" if held else "no"
+    return f"{held:,}" if isinstance(held, int) else str(held)
 
 
 # Two runs
@@ -230,7 +222,7 @@ def difference(before: Summary, after: Summary) -> str:
     """Two runs beside each other, as Markdown."""
     rows = differences(before, after)
     same = [row.metric for row in rows if row.same]
-    others = [[name, _value(first), _value(second)] for name, first, second in circumstances(before, after)]
+    others = [[name, value(first), value(second)] for name, first, second in circumstances(before, after)]
     parts = [
         f"# {_text(before.name)} and {_text(after.name)}",
         f"- before: {_text(before.verdict)}\n- after: {_text(after.verdict)}",

@@ -11,6 +11,8 @@ from splitnet.measure.timeline import Lane, Timeline
 Figures = Mapping[str, Any]
 """A layout of compare.json."""
 
+MIB = 2**20
+
 KINDS = ("parameters", "gradients", "optimizer", "activations")
 """What memory is taken by; together they are the peak."""
 

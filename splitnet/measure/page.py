@@ -23,7 +23,7 @@ from splitnet.measure.elements import (
 )
 from splitnet.measure.markdown import EMULATED
 from splitnet.measure.step_chart import step_chart
-from splitnet.measure.summary import Summary, heading
+from splitnet.measure.summary import Summary, fits, heading, other_load
 
 ABSENT = {
     "compare.json": "No comparison was made.",
@@ -138,12 +138,11 @@ def _file(line: str) -> str:
 def _speed(summary: Summary, plain: dict[str, str]) -> str:
     if summary.comparison is None:
         return _absent(summary, "compare.json")
-    busy = summary.comparison.get("other_load") or 0
     text = (
         f"{summary.comparison['rounds']} steps of each layout in alternation, every device synchronised at both ends."
     )
-    text += f" Other processes kept {busy:.1f} cores busy meanwhile." if busy >= 0.1 else ""
-    unfit = [entry for entry in summary.comparison["layouts"] if not charts.fits(entry)]
+    text = f"{text} {other_load(summary.comparison)}".rstrip()
+    unfit = [entry for entry in summary.layouts if not fits(entry)]
     told = listed(f"{heading(entry)} does not fit: {entry['does_not_fit']}" for entry in unfit)
     bars = [plain[name] for name in ("throughput", "peaks") if name in plain]
     return (paragraph(text) + pair(*bars) if bars else "") + told
@@ -189,6 +188,5 @@ def _loss(summary: Summary, plain: dict[str, str]) -> str:
 
 
 def _environment(summary: Summary) -> str:
-    command = page_tables.command(summary)
     facts, options = page_tables.environment(summary)
-    return (copyable(command, "the command") if command else "") + pair(table(facts), table(options))
+    return (copyable(summary.command, "the command") if summary.command else "") + pair(table(facts), table(options))

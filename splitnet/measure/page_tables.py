@@ -1,12 +1,11 @@
 """Tables of the page that stand without a chart, each with what is said about it."""
 
-import shlex
 from collections.abc import Iterable, Sequence
-from pathlib import PurePath
 from statistics import median
 from typing import Any
 
 from splitnet.measure.elements import Bar, Table
+from splitnet.measure.markdown import value
 from splitnet.measure.summary import Summary
 from splitnet.measure.timeline import Lane
 
@@ -141,8 +140,8 @@ def tests(summary: Summary) -> Table:
 def environment(summary: Summary) -> tuple[Table, Table]:
     """What the run says of itself, and its options."""
     apart = ("schema", "options", "command", "layers")
-    told = ((name.replace("_", " "), value) for name, value in summary.run.items() if name not in apart)
-    options = ((f"--{name.replace('_', '-')}", value) for name, value in summary.run["options"].items())
+    told = ((name.replace("_", " "), held) for name, held in summary.run.items() if name not in apart)
+    options = ((f"--{name.replace('_', '-')}", held) for name, held in summary.run["options"].items())
     return (
         Table("Environment", ["of the run", "value"], _told(told), left=2),
         Table("Options", ["option", "value"], _told(options), left=2),
@@ -150,22 +149,4 @@ def environment(summary: Summary) -> tuple[Table, Table]:
 
 
 def _told(facts: Iterable[tuple[str, Any]]) -> list[list[str]]:
-    return [[name, _value(value)] for name, value in facts if value not in (None, {}, [])]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_value(inner)}" for name, inner in value.items() if inner is not None)
-    if isinstance(value, list):
-        return "; ".join(map(_value, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def command(summary: Summary) -> str:
-    """To be given to a shell on any machine: the interpreter by its name. "" if the run kept none."""
-    words = summary.run.get("command")
-    if not isinstance(words, list) or not words:
-        return ""
-    return shlex.join([PurePath(str(words[0])).name, *map(str, words[1:])])
+    return [[name, value(held)] for name, held in facts if held not in (None, {}, [])]

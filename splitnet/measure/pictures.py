@@ -4,13 +4,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from splitnet.measure.metrics import KINDS
+from splitnet.measure.metrics import KINDS, MIB
 from splitnet.measure.step_picture import step_picture
 from splitnet.measure.summary import Summary, heading
 from splitnet.measure.svg import RIGHT, WIDTH, Drawing, ink, ticks
 
 LEFT = 178
-MIB = 2**20
 
 
 def pictures(summary: Summary) -> dict[str, str]:
@@ -28,15 +27,9 @@ def pictures(summary: Summary) -> dict[str, str]:
 NAMES = ("throughput.svg", "memory.svg", "timeline.svg", "loss.svg")
 
 
-def measured(summary: Summary) -> list[dict[str, Any]]:
-    """The layouts that fit and were measured."""
-    layouts = summary.comparison["layouts"] if summary.comparison else []
-    return [layout for layout in layouts if "does_not_fit" not in layout]
-
-
 def throughput(summary: Summary) -> Drawing | None:
     """A bar for each layout: median images/s, with a whisker from the slowest to the fastest step."""
-    layouts = measured(summary)
+    layouts = summary.measured
     if not layouts:
         return None
     title = "Training speed, images/s" + " (devices emulated, wall time of this CPU)" * summary.emulated
@@ -59,7 +52,7 @@ def throughput(summary: Summary) -> Drawing | None:
 
 def memory(summary: Summary) -> Drawing | None:
     """A bar for each device of each layout: its peak, by what takes it."""
-    bars = [(layout, device, held) for layout in measured(summary) for device, held in layout["memory"].items()]
+    bars = [(layout, device, held) for layout in summary.measured for device, held in layout["memory"].items()]
     if not bars:
         return None
     said = [f"{heading(layout, device)}: {held['peak'] / MIB:,.0f}" for layout, device, held in bars]
@@ -128,7 +121,7 @@ def loss(summary: Summary) -> Drawing | None:
         drawing.word(left - 8, y + 4, f"{value:,g}", "end", "soft")
     for step in marks:
         drawing.word(at((step, 0))[0], bottom + 18, f"{step:,g}", "middle", "soft")
-    drawing.line([at(p) for p in _thinned(steps)], ink("forward"), text)
+    drawing.line([at(p) for p in thinned(steps, 800)], ink("forward"), text)
     for step, value in tests:
         drawing.dot(*at((step, value)), ink("backward"), f"test loss {value:.4f} after step {step:,}")
     drawing.legend(drawing.height - 14, {"training": ink("forward"), "test": ink("backward")}, left)
@@ -136,8 +129,8 @@ def loss(summary: Summary) -> Drawing | None:
     return drawing
 
 
-def _thinned(points: list[tuple[int, float]], most: int = 800) -> list[tuple[int, float]]:
-    """At most so many points, each the mean of those it stands for: a line of 800 pixels shows no more."""
+def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """At most so many points, each the mean of those it stands for."""
     if len(points) <= most:
         return points
     cuts = [len(points) * i // most for i in range(most + 1)]

@@ -238,7 +238,7 @@ def plain(value: Any) -> Any:
 def environment() -> dict[str, Any]:
     """Versions, commit, machine and its load: what a figure needs beside it."""
     return {
-        "command": [sys.executable, *sys.orig_argv[1:]],
+        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],  # where it lies says nothing elsewhere
         "started": timestamp(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},

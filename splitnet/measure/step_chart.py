@@ -1,14 +1,15 @@
 """One step on its devices as a chart: a lane each, its rows, what it computes and copies, exchanges as arrows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 from splitnet.measure.charts import axis, layout
 from splitnet.measure.elements import Chart, Key, Table, literal
+from splitnet.measure.step_picture import kind
 from splitnet.measure.summary import Summary
 from splitnet.measure.svg import ink
-from splitnet.measure.timeline import Operation, Timeline
+from splitnet.measure.timeline import Operation, Timeline, crossings
 
 MOST = 4000
 """Operations drawn; a bar each, and plotly has room for some thousand."""
@@ -29,7 +30,7 @@ def step_chart(summary: Summary) -> Chart | None:
     length = max([lane.total for lane in lanes] + [op.start + op.duration for op in every], default=0.0) / 1000
     if length <= 0 or not drawn:
         return None
-    crossed = list(exchanges(every))
+    crossed = list(crossings(every))
     kinds = dict.fromkeys(kind(op) for op in sorted(drawn, key=lambda op: (op.kind != "compute", op.start)))
     bars = [_bars(found, name, [op for op in drawn if kind(op) == name], crossed) for name in kinds]
     clock = "on the emulated devices’ clocks" if found.emulated else "on the devices"
@@ -58,41 +59,15 @@ def _drawn(operations: Sequence[Operation]) -> list[Operation]:
     return sorted(order[:MOST], key=lambda op: (op.start, op.device))
 
 
-def kind(op: Operation) -> str:
-    """What its colour stands for."""
-    if op.kind == "compute":
-        return op.phase or "other"
-    return "exchange" if op.kind == "communication" else "input"
-
-
-def device(found: Timeline, number: int | None) -> str:
-    if number is None:
-        return "host"
-    return found.devices[number] if number < len(found.devices) else f"device {number}"
-
-
-def exchanges(operations: Iterable[Operation]) -> Iterator[Operation]:
-    """Each copy from device to device once, though both ends may have a record of it."""
-    seen = set()
-    for op in operations:
-        if op.kind == "communication" and op.source is not None and op.target is not None:
-            key = (op.source, op.target, op.row, op.phase, round(op.start, 1))
-            if key not in seen:
-                seen.add(key)
-                yield op
-
-
 def told(found: Timeline, op: Operation) -> str:
     """An operation in a sentence: what the timeline shows where it is pointed at, and says."""
     what = " ".join(filter(None, (op.row, op.phase)))
     size = f", {op.bytes:,} bytes" if op.bytes is not None else ""
     if op.kind == "communication" and op.target is not None:
         before = f"before {op.row}, {op.phase}" if op.row else op.phase
-        what = f"exchange {before}: {device(found, op.source)} to {device(found, op.target)}".replace(" :", ":")
+        what = f"exchange {before}: {found.name(op.source)} to {found.name(op.target)}".replace(" :", ":")
     else:
-        what = (
-            f"{what}: {op.name} on {device(found, op.device)}" if what else f"{op.name} on {device(found, op.device)}"
-        )
+        what = f"{what}: {op.name} on {found.name(op.device)}" if what else f"{op.name} on {found.name(op.device)}"
     return f"{what}{size}, at {op.start / 1000:,.3f} ms, takes {op.duration / 1000:,.3f} ms"
 
 
@@ -203,7 +178,7 @@ def _lanes(found: Timeline, length: float) -> dict[str, Any]:
 def exchange_table(found: Timeline, crossed: Sequence[Operation]) -> Table:
     rows = [
         [
-            op.row, op.phase, device(found, op.source), device(found, op.target),
+            op.row, op.phase, found.name(op.source), found.name(op.target),
             "" if op.bytes is None else f"{op.bytes:,}", f"{op.start / 1000:,.3f}", f"{op.duration / 1000:,.3f}",
         ]
         for op in crossed
@@ -216,7 +191,7 @@ def exchange_table(found: Timeline, crossed: Sequence[Operation]) -> Table:
 def operation_table(found: Timeline, operations: Sequence[Operation]) -> Table:
     rows = [
         [
-            op.name, op.row, kind(op), device(found, op.device), "" if op.bytes is None else f"{op.bytes:,}",
+            op.name, op.row, kind(op), found.name(op.device), "" if op.bytes is None else f"{op.bytes:,}",
             f"{op.start / 1000:,.3f}", f"{op.duration / 1000:,.3f}",
         ]
         for op in operations

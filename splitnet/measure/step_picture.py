@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from splitnet.measure.summary import Summary
 from splitnet.measure.svg import INKS, RIGHT, WIDTH, Drawing, ink, ticks
-from splitnet.measure.timeline import Operation, Timeline
+from splitnet.measure.timeline import Operation, Timeline, crossings
 
 LANE, COPIES, GAP, EDGE = 30, 12, 34, 76
 """Heights of a device's compute and copies, the room between devices, and the left margin, in pixels."""
@@ -22,7 +22,7 @@ def step_picture(summary: Summary) -> Drawing | None:
         return None
     clock = "the emulated devices' clocks" if found.emulated else "the devices' time"
     said = [
-        f"{_device(found, lane.device)} computes {100 * lane.busy / lane.total:.1f} % of it, waits for exchanges"
+        f"{found.name(lane.device)} computes {100 * lane.busy / lane.total:.1f} % of it, waits for exchanges"
         f" {100 * lane.exposed / lane.total:.1f} % and is idle {100 * lane.idle / lane.total:.1f} %"
         for lane in lanes
         if lane.total > 0
@@ -33,22 +33,18 @@ def step_picture(summary: Summary) -> Drawing | None:
     _ruler(drawing, length, scale)
     for device in range(len(found.devices)):
         _lane(drawing, found, [op for op in operations if op.device == device], device, scale)
-    for op in _exchanges(operations):
+    for op in crossings(operations):
         _arrow(drawing, op, scale)
-    kinds = dict.fromkeys(_kind(op) for op in sorted(operations, key=lambda op: (op.kind != "compute", op.start)))
-    drawing.legend(drawing.height - 14, {kind: ink(kind) for kind in kinds}, EDGE)
+    kinds = dict.fromkeys(kind(op) for op in sorted(operations, key=lambda op: (op.kind != "compute", op.start)))
+    drawing.legend(drawing.height - 14, {name: ink(name) for name in kinds}, EDGE)
     return drawing
 
 
-def _kind(op: Operation) -> str:
+def kind(op: Operation) -> str:
     """What its colour stands for."""
     if op.kind == "compute":
         return op.phase or "other"
     return "exchange" if op.kind == "communication" else "input"
-
-
-def _device(found: Timeline, device: int) -> str:
-    return found.devices[device] if device < len(found.devices) else f"device {device}"
 
 
 def _top(device: int) -> float:
@@ -67,7 +63,7 @@ def _ruler(drawing: Drawing, length: float, scale: float) -> None:
 
 def _lane(drawing: Drawing, found: Timeline, operations: Sequence[Operation], device: int, scale: float) -> None:
     y = _top(device)
-    drawing.word(EDGE - 8, y + LANE / 2 + 4, _device(found, device), "end")
+    drawing.word(EDGE - 8, y + LANE / 2 + 4, found.name(device), "end")
     drawing.word(EDGE - 8, y + LANE + COPIES - 1, "copies", "end", "soft")
     computed = sorted((op for op in operations if op.kind == "compute"), key=lambda op: op.start)
     for run in _runs(computed, 0.3 / scale):
@@ -84,7 +80,7 @@ def _lane(drawing: Drawing, found: Timeline, operations: Sequence[Operation], de
         if op.kind != "compute":
             begun = max(op.start, 0.0)
             x, wide = EDGE + begun * scale, (op.start + op.duration - begun) * scale
-            drawing.rect(x, y + LANE + 1, wide, COPIES, ink(_kind(op)), _told(op))
+            drawing.rect(x, y + LANE + 1, wide, COPIES, ink(kind(op)), _told(op))
 
 
 def _told(op: Operation) -> str:
@@ -106,17 +102,6 @@ def _runs(computed: Sequence[Operation], near: float) -> Iterator[list[Operation
         run = [op]
     if run:
         yield run
-
-
-def _exchanges(operations: Sequence[Operation]) -> Iterator[Operation]:
-    """Each copy from device to device once, though both ends may have a record of it."""
-    seen = set()
-    for op in operations:
-        if op.kind == "communication" and op.source is not None and op.target is not None:
-            key = (op.source, op.target, op.row, op.phase, round(op.start, 1))
-            if key not in seen:
-                seen.add(key)
-                yield op
 
 
 def _arrow(drawing: Drawing, op: Operation, scale: float) -> None:

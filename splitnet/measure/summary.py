@@ -1,5 +1,6 @@
 """A run in short: its files read, its figures by name, and one sentence on what came out."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,16 @@ class Summary:
         return any(entry["device"].startswith("fake") for entry in self.run["devices"])
 
     @property
+    def layouts(self) -> list[dict[str, Any]]:
+        """Those compared, the run's own first; whether they fit or not."""
+        return self.comparison["layouts"] if self.comparison else []
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        """The layouts that fit."""
+        return [layout for layout in self.layouts if fits(layout)]
+
+    @property
     def own(self) -> dict[str, Any] | None:
         """The run's own layout in the comparison; None if nothing was compared."""
         return self.comparison["layouts"][0] if self.comparison else None
@@ -47,8 +58,26 @@ class Summary:
         others = {layout["layout"]: layout for layout in self.comparison["layouts"][1:]}
         return others.get(self.comparison["base"], others.get("whole"))
 
+    @property
+    def command(self) -> str:
+        """The run's command line, for a shell; "" if none was kept."""
+        words = self.run.get("command")
+        if not isinstance(words, list):
+            return ""
+        return shlex.join(map(str, words))
+
     def metric(self, name: str) -> Metric | None:
         return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+def fits(layout: dict[str, Any]) -> bool:
+    return "does_not_fit" not in layout
+
+
+def other_load(comparison: dict[str, Any]) -> str:
+    """A sentence on what else the machine did while layouts were compared; "" if nothing, or nobody knows."""
+    busy = comparison.get("other_load") or 0
+    return f"Other processes kept {busy:.1f} cores busy meanwhile." if busy >= 0.1 else ""
 
 
 def summarise(folder: Path) -> Summary:

@@ -8,7 +8,7 @@ import gzip
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
@@ -16,6 +16,7 @@ from typing import Any
 
 from splitnet.errors import UsageError
 from splitnet.measure.kineto import SCHEMA
+from splitnet.measure.records import NewerSchemaError
 from splitnet.measure.work import COMMUNICATION, COMPUTE, INPUT, Work, is_emulated, slices, span, works
 
 Window = tuple[int, int]
@@ -60,7 +61,8 @@ class Operation:
 class Timeline:
     """A trace read: its devices, its steps, and what happened in them.
 
-    A step's window on a device is the device's own `ProfilerStep#n`, else the CPU's. A trace without steps is one
+    A step's window is the CPU's `ProfilerStep#n`, at whose ends all devices are synchronised; of a fake device its
+    own, on the clocks. A trace without steps is one
     step. An operation belongs to the step that its middle is in; a lane has the part of it that is inside.
     """
 
@@ -76,7 +78,7 @@ class Timeline:
         kind = "cpu" if on_cpu else "cuda"
         self.devices: tuple[str, ...] = tuple(header or (f"{kind}:{i}" for i in range(max(present, default=-1) + 1)))
         """Names by device number. On CUDA those before the last that did anything are here, though they did not."""
-        self._windows = _windows(trace, self._works)
+        self._windows = _windows(trace, self._works, self.emulated)
         self.steps: tuple[str, ...] = tuple(sorted(self._windows, key=lambda step: min(self._windows[step].values())))
 
     def lanes(self) -> list[Lane]:
@@ -113,6 +115,12 @@ class Timeline:
         lengths = {step: max(self._length(step, device) for device in self._devices or (0,)) for step in self.steps}
         return next((step for step in self.steps if lengths[step] == median_low(lengths.values())), "")
 
+    def name(self, device: int | None) -> str:
+        """A device's name; None is the host."""
+        if device is None:
+            return "host"
+        return self.devices[device] if device < len(self.devices) else f"device {device}"
+
     def works(self, step: str) -> list[Work]:
         """What is behind the operations of a step, in nanoseconds of the trace."""
         return [work for work in self._works if self._is_in(work, step)]
@@ -131,19 +139,31 @@ class Timeline:
         return 2 * start <= work.start + work.end < 2 * end
 
 
+def crossings(operations: Iterable[Operation]) -> Iterator[Operation]:
+    """Each copy from device to device once, though both ends may have a record of it."""
+    seen = set()
+    for op in operations:
+        if op.kind == COMMUNICATION and op.source is not None and op.target is not None:
+            place = (op.source, op.target, op.row, op.phase, round(op.start, 1))
+            if place not in seen:
+                seen.add(place)
+                yield op
+
+
 _CPU = -1  # the window of a device that has none of its own
 
 
-def _windows(trace: Mapping[str, Any], done: Iterable[Work]) -> dict[str, dict[int, Window]]:
+def _windows(trace: Mapping[str, Any], done: Iterable[Work], emulated: bool) -> dict[str, dict[int, Window]]:
     """By step and device."""
     found: defaultdict[str, dict[int, Window]] = defaultdict(dict)
     for event in slices(trace):
         if event["name"].startswith("ProfilerStep#") and event.get("cat") in ("user_annotation", "gpu_user_annotation"):
             on_device = event["cat"] == "gpu_user_annotation"
+            if on_device and not emulated:
+                continue  # on CUDA from the first kernel to the last: what the device waited for is not in it
             device = int(event["args"].get("device", event["pid"])) if on_device else _CPU
             start, end = span(event)
-            before = found[event["name"]].get(device, (start, end))  # CUDA has one for each stream
-            found[event["name"]][device] = (min(before[0], start), max(before[1], end))
+            found[event["name"]][device] = (start, end)
     ends = [(work.start, work.end) for work in done]
     if not found and ends:
         found["trace"][_CPU] = (min(start for start, _ in ends), max(end for _, end in ends))
@@ -180,7 +200,7 @@ def _operation(work: Work, begun: int) -> Operation:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The trace in a file, gzipped or not. UsageError that names the file if it is missing or broken."""
+    """The trace in a file, gzipped or not. UsageError that names the file if it is missing, broken or too new."""
     try:
         packed = path.read_bytes()
     except FileNotFoundError as error:
@@ -198,6 +218,9 @@ def read(path: Path) -> dict[str, Any]:
     wrong = _wrong(trace)
     if wrong:
         raise UsageError(f"{path}: {wrong}")
+    schema = trace.get("splitnet", {"schema": SCHEMA})["schema"]
+    if schema > SCHEMA:
+        raise NewerSchemaError(f"{path}: schema {schema}, but this version of splitnet reads up to {SCHEMA}")
     return dict(trace)
 
 
@@ -208,8 +231,6 @@ def _wrong(trace: Any) -> str:
     header = trace.get("splitnet", {"schema": SCHEMA})
     if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
         return "not a trace of splitnet: its entry has no schema"
-    if header["schema"] > SCHEMA:
-        return f"trace schema {header['schema']} is newer than {SCHEMA}, the newest that this splitnet reads"
     for number, event in enumerate(trace["traceEvents"]):
         if not _is_event(event):
             return f"not a trace: event {number} lacks a name, a time or a place"

@@ -20,7 +20,7 @@ PLUGIN = "tensorboard/splitnet.pt.trace.json.gz"
 
 def write(profile: Profile, folder: Path) -> bool:
     """Both traces into a run's folder; False, and none, where no step was recorded whole."""
-    if profile.trace is None or not profile.recorded:
+    if profile.trace is None:
         return False
     perfetto, plugin = both(profile.trace, profile.log, names(profile.devices))
     save(perfetto, folder / PERFETTO)
