@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import runs
@@ -10,6 +11,7 @@ import runs
 from splitnet import pages, report
 from splitnet.errors import UsageError
 from splitnet.measure.pictures import NAMES
+from splitnet.measure.summary import summarise
 from splitnet.pages import write_pages
 
 
@@ -237,3 +239,25 @@ def test_as_a_command(folder):
     assert (done.returncode, done.stderr) == (0, "")
     assert (folder / "report.html").stat().st_size > 10_000
     assert f"Page: {folder}/report.html" in done.stdout
+
+
+# The run that is committed
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_example_is_whole_small_and_of_this_schema(tmp_path):
+    """What a reader of profiles/README.md is shown is what `report` makes of the files beside it."""
+    [example] = (path.parent for path in ROOT.glob("profiles/*/run.json") if path.parent.name in README)
+    found = summarise(example)
+    assert (found.missing, found.run["status"]) == ([], "finished")
+    files = [path for path in example.rglob("*") if path.is_file() and path.name != "report.html"]
+    assert max(path.stat().st_size for path in files) < 2 * 2**20
+    write_pages(example, tmp_path)
+    for name in ("report.md", *(f"pictures/{name}" for name in NAMES)):
+        assert (tmp_path / name).read_text() == (example / name).read_text()
+    exchanged = found.timeline.exchanged(found.timeline.median_step())
+    assert sum(exchanged.values()) == found.run["bytes_exchanged_a_step"] > 0
+
+
+README = (ROOT / "profiles" / "README.md").read_text()
