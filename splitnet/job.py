@@ -36,7 +36,9 @@ class RunOptions:
     weights: Path | None = option(None, "start from these: safetensors, by the whole network's names")
     seed: int = option(0, "of weights, order and dropout")
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")
-    memory_limit: str | None = option(None, "what each device may hold, such as 3GiB; one line says what does not fit")
+    memory_limit: str | None = option(
+        None, "what each device may hold, such as 3GiB; one line says what does not fit", metavar="SIZE"
+    )
     memory_snapshot: bool = option(False, "write CUDA's record of the measured steps' memory")
     profile: bool = option(True, "record a few steps of the training as a trace")
     compare: bool = option(True, "measure in alternation beside the same on one device")

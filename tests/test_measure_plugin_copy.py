@@ -202,11 +202,23 @@ def test_no_exchange_begins_before_its_step():
     """By a nanosecond of rounding it might, and the plugin would find it in no step."""
     trace = two_lanes.trace(plugin=True)
     for event in trace["traceEvents"]:
-        if "PtoP" in event["name"]:
+        if "PtoP" in event["name"] and event["args"]["phase"] == "forward":
             event["args"]["waited_us"] = event["ts"] % 1000 + 0.001
     for part in split(trace).values():
-        begun = [e["ts"] for e in part["traceEvents"] if e["name"].startswith("gloo:")]
-        assert sorted(begun) == [0, 0, 1000, 1000]
+        begun = [e["ts"] for e in part["traceEvents"] if e["name"] == "gloo:all_gather"]
+        assert sorted(begun) == [0, 1000]
+
+
+def test_no_exchange_begins_before_the_last_is_over():
+    """Nor by a nanosecond: the plugin would find ranges that intersect."""
+    trace = two_lanes.trace(plugin=True)
+    for event in trace["traceEvents"]:
+        if "PtoP" in event["name"] and event["args"]["phase"] == "backward":
+            event["args"]["waited_us"] = event["ts"] % 1000
+    for part in split(trace).values():
+        ranges = sorted((e["ts"], e["ts"] + e["dur"]) for e in part["traceEvents"] if e["name"].startswith("gloo:"))
+        assert len(ranges) == 4
+        assert all(before[1] == after[0] for before, after in (ranges[:2], ranges[2:]))
 
 
 def test_memory_and_names_go_with_their_device():

@@ -38,10 +38,13 @@ def test_scalars_are_the_records(tmp_path):
 
 
 def test_filters_and_texts_are_there(tmp_path):
-    scalars.write(tmp_path, [], {"conv1/tower 0": torch.rand(48, 1, 11, 11)}, {"comparison": "| a |\n|---|\n| 1 |"})
+    scalars.write(
+        tmp_path, RECORDS[:2], {"conv1/tower 0": torch.rand(48, 1, 11, 11)}, {"comparison": "| a |\n|---|\n| 1 |"}
+    )
     found = read(tmp_path)
     assert found.Tags()["images"] == ["conv1/tower 0"]
     [picture] = found.Images("conv1/tower 0")
+    assert picture.step == 2  # the updates that made it
     assert (picture.width, picture.height) == (16 * 12 + 1, 3 * 12 + 1)
     assert found.Tags()["tensors"] == ["comparison/text_summary"]
 

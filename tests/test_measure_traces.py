@@ -11,7 +11,7 @@ import torch
 from browser import Browser
 from test_measure_lanes import DEVICES, profiled
 
-from splitnet.measure import perfetto, timeline, traces
+from splitnet.measure import perfetto, plugin_copy, timeline, traces
 from splitnet.measure.profiler import Profile
 from splitnet.parallel import fake
 
@@ -104,6 +104,17 @@ def test_time_of_operators_is_the_devices_work(folder, shown):
 def test_kernels_name_their_device(shown):
     data, _ = shown
     assert {str(name).partition(" [")[2] for name in data.kernel_stat.index} >= {"fake:0]", "fake:1]"}
+
+
+def test_the_exchanges_of_a_split_copy_do_not_overlap(folder):
+    """A device that arrives at one when the last is over arrives a nanosecond early, rounded."""
+    parts = plugin_copy.split(load(folder / traces.PLUGIN))
+    assert set(parts) == {"fake_0", "fake_1"}
+    for part in parts.values():
+        ranges = [e for e in part["traceEvents"] if e["name"].startswith("gloo:")]
+        ends = [(round(1000 * e["ts"]), round(1000 * e["ts"]) + round(1000 * e["dur"])) for e in ranges]
+        assert len(ends) == 3 * 8
+        assert all(a[1] <= b[0] for a, b in pairwise(sorted(ends)))
 
 
 PROBLEMS = """select 'problems ' || count(*) || ': ' || ifnull(group_concat(name), 'none')

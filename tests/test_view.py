@@ -192,6 +192,7 @@ def test_only_the_page_and_the_trace_are_served(run, tmp_path):
         root = f"http://127.0.0.1:{view.port}"
         assert get(f"{root}/localtrace")[0] == (run / "trace.json.gz").read_bytes()
         assert json.loads(get(f"{root}/vizviewer_info")[0]) == json.loads(get(f"{root}/file_info")[0]) == {}
+        assert view.url == f"{root}/timeline"  # what is printed fits a line
         page, headers = get(root)
         assert b"Perfetto" in page
         assert "default-src 'self'" in headers["Content-Security-Policy"]

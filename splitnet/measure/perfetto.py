@@ -20,6 +20,8 @@ from splitnet.errors import UsageError
 
 HOST = "127.0.0.1"
 
+SHORT = "/timeline"
+
 TRIES = 100
 """Ports looked at, from the one that is wanted, until one is free."""
 
@@ -76,13 +78,14 @@ class Perfetto(ThreadingHTTPServer):
         self.server_name, self.server_port = HOST, self.server_address[1]
 
     @property
-    def root(self) -> str:
-        return f"http://{HOST}:{self.server_port}/"
+    def url(self) -> str:
+        """The page with the device tracks opened and the exchanges in a table: short, for it is printed."""
+        return f"http://{HOST}:{self.server_port}{SHORT}"
 
     @property
-    def url(self) -> str:
-        """The page with the device tracks opened and the exchanges in a table."""
-        return f"{self.root}#!/?startupCommands={quote(json.dumps(self.startup, separators=(',', ':')), safe='')}"
+    def place(self) -> str:
+        """What the short address stands for."""
+        return f"/#!/?startupCommands={quote(json.dumps(self.startup, separators=(',', ':')), safe='')}"
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -104,6 +107,11 @@ class Handler(SimpleHTTPRequestHandler):
         answers = {"/vizviewer_info": b"{}", "/file_info": b"{}", "/localtrace": self.server.data}
         if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
             self.send_error(HTTPStatus.FORBIDDEN)  # another name that was made to point here
+        elif path == SHORT:
+            self.send_response(HTTPStatus.FOUND)
+            self.send_header("Location", self.server.place)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         elif path in answers:
             self._answer(answers[path], "application/octet-stream" if path == "/localtrace" else "application/json")
         elif path == "/service_worker.js":  # it would outlive this server, and answer for the next one on this port

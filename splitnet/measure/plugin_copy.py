@@ -172,11 +172,14 @@ def _exchanges(timeline: Timeline) -> dict[int, list[_Exchange]]:
             if work.kind == COMMUNICATION and work.target is not None:
                 groups[work.device, step, work.phase, work.row].append(work)
     found: defaultdict[int, list[_Exchange]] = defaultdict(list)
+    free: dict[int, int] = {}  # when the device's last exchange was over
     for (device, step, phase, row), parts in groups.items():
         arrived = min(part.start - ns(part.event["args"].get("waited_us", 0)) for part in parts)
-        start = max(arrived, timeline.window(step, device)[0]) / 1000  # rounding may put it a nanosecond before
-        end = max(part.end for part in parts) / 1000
-        found[device].append(_Exchange(phase, row, start, end, sum(part.bytes or 0 for part in parts)))
+        # rounding may put it a nanosecond before the step or into the exchange before, and the plugin complains
+        start = max(arrived, timeline.window(step, device)[0], free.get(device, 0))
+        free[device] = max(part.end for part in parts)
+        size = sum(part.bytes or 0 for part in parts)
+        found[device].append(_Exchange(phase, row, start / 1000, free[device] / 1000, size))
     return found
 
 

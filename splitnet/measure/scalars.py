@@ -23,17 +23,19 @@ def write(
     `records` are those of steps.jsonl; `filters` are weights (F, C, k, k) by name, all drawn to one scale; `texts`
     are Markdown by name.
     """
+    step = 0
     with SummaryWriter(str(folder)) as writer:
         for record in records:
+            step = max(step, record["step"] + (record["kind"] == "step"))  # updates made until then
             part = "train" if record["kind"] == "step" else "test"
             for kind in ("loss", "accuracy"):
                 writer.add_scalar(f"{part}/{kind}", record[kind], record["step"])
             if record["seconds"] > 0:
                 writer.add_scalar(f"{part}/images per second", record["images"] / record["seconds"], record["step"])
         for name, picture in pictures(filters or {}).items():
-            writer.add_image(name, picture)
+            writer.add_image(name, picture, step)
         for name, text in (texts or {}).items():
-            writer.add_text(name, text)
+            writer.add_text(name, text, step)
 
 
 def pictures(filters: Mapping[str, Tensor]) -> dict[str, Tensor]:
