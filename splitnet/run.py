@@ -17,6 +17,7 @@ from splitnet.errors import UsageError
 from splitnet.fitting import DoesNotFitError, Room
 from splitnet.job import Job, RunOptions, prepare
 from splitnet.measure import scalars, traces
+from splitnet.measure.lanes import UntiedError
 from splitnet.measure.profiler import Profile
 from splitnet.measure.records import RunFolder, environment, plain, timestamp
 from splitnet.network.towers import SplitNet
@@ -44,7 +45,7 @@ class Report:
         self.tests: list[Test] = []
         self.steps: list[Step] = []
         self.profile: Profile | None = None
-        self.filters: Tensor | None = None
+        self.filters: list[Tensor] = []
         self.summary: dict[str, Any] = {"status": "running", "options": job.options}
 
     def opening(self) -> None:
@@ -105,11 +106,15 @@ class Report:
 
     def leave(self) -> None:
         """What others look at: the trace, the pages, and a folder for TensorBoard."""
-        if self.profile is not None:
-            traces.write(self.profile, self.folder.path)
+        try:
+            if self.profile is not None:
+                traces.write(self.profile, self.folder.path)
+        except UntiedError as error:
+            self.console.print(f"No trace: {error}", highlight=False)
         records = [{"kind": type(r).__name__.lower()} | plain(r) for r in (*self.steps, *self.tests)]
         first = self.job.architecture.layers[0].name
-        shares = () if self.filters is None else self.filters.chunk(self.job.architecture.towers)
+        towers = self.job.architecture.towers
+        shares = [share for held in self.filters for share in held.chunk(towers // len(self.filters))]
         filters = {f"{first}/tower {tower}": share for tower, share in enumerate(shares)}
         pages.write_pages(self.folder.path)
         if not pages.has_page():
@@ -131,8 +136,8 @@ def learn(job: Job, report: Report) -> str:
         room.watch(net, optimizer)
         learn_from(job, report, net, optimizer)
     tested, learnt = sum(t.images for t in report.tests), sum(s.images for s in report.steps)
-    report.filters = net.whole_state_dict()[f"{net.rows[0].name}.weight"]
     found = audit(job.architecture, job.placement, net.ledger.transfers(), learnt + tested, learnt)
+    report.filters = [tower.get_parameter(f"{net.rows[0].name}.weight").detach().cpu() for tower in net.hosted]
     return f"In {_counted(len(report.steps), 'step')} and {_counted(tested, 'test image')}, {found}"
 
 
@@ -146,7 +151,7 @@ def learn_from(job: Job, report: Report, net: SplitNet, optimizer: torch.optim.O
     assert total is not None
     tested_at = None
     if options.profile and total:
-        report.profile = Profile(job.placement.devices, min(total, a_pass))  # over before the first test
+        report.profile = Profile(job.placement.devices, min(total, a_pass))
     with progress_bar(Console(), total) as show, report.profile or nullcontext():
         for record in train(net, split, optimizer, batch_size=size, seed=options.seed, **limits):
             report.add(record)
@@ -154,6 +159,8 @@ def learn_from(job: Job, report: Report, net: SplitNet, optimizer: torch.optim.O
             if report.profile is not None:
                 report.profile.step()
             if record.ends_epoch:
+                if report.profile is not None:
+                    report.profile.finish()  # a test is no part of a step
                 tested_at = record.step
                 report.add(
                     evaluate(net, job.dataset.test, batch_size=size, step=record.step + 1, epoch=record.epoch + 1)

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import webbrowser
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return refuse(error)
     except KeyboardInterrupt:
-        print("Closed.")
+        with suppress(BrokenPipeError):
+            print("Closed.", flush=True)
+    except BrokenPipeError:  # nobody reads the address
+        return 1
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0

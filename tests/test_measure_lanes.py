@@ -1,5 +1,6 @@
 """Profiled steps of fake devices as traces: bytes are the table's, sums are the clocks' own."""
 
+import copy
 import json
 from itertools import pairwise
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from layouts import small
 
-from splitnet.measure import kineto
-from splitnet.measure.lanes import HOST, Recording
+from splitnet.measure import kineto, traces
+from splitnet.measure.lanes import HOST, Recording, UntiedError
 from splitnet.measure.profiler import Profile
 from splitnet.parallel import fake
 from splitnet.parallel.placement import host, place
@@ -252,3 +253,82 @@ def test_the_plain_cpu_has_a_trace_without_a_log():
     found = profiled(["cpu", "cpu"])[2]
     assert found.log is None
     assert any(e["name"] == "ProfilerStep#2" for e in found.trace["traceEvents"])
+
+
+def test_both_ends_of_a_copy_say_how_long_they_waited(case):
+    """The later device waits for nothing, the earlier for it."""
+    events = [e for e in kineto.aligned(case[2], DEVICES)["traceEvents"] if "PtoP" in e["name"]]
+    copies = [w for w in case[2].works if len(w.devices) == 2]
+    assert len(events) == 2 * len(copies)
+    for work in copies:
+        mine = {e["pid"]: e["args"]["waited_us"] for e in events if e["args"]["External id"] == ident(work)}
+        assert mine == {
+            work.source: pytest.approx(1e6 * work.waited[0], abs=2e-3),
+            work.target: pytest.approx(1e6 * work.waited[1], abs=2e-3),
+        }
+    assert any(abs(w.waited[0] - w.waited[1]) > 1e-6 for w in copies)
+
+
+def ident(work):
+    return work.operation["args"]["External id"]
+
+
+def test_a_step_that_was_broken_off_is_left_out_on_the_plain_cpu():
+    profile = Profile([torch.device("cpu")])
+
+    def work():
+        with profile:
+            for step in range(5):
+                torch.ones(8, 8) @ torch.ones(8, 8)
+                if step == 4:
+                    raise StoppedError
+                profile.step()
+
+    with pytest.raises(StoppedError):
+        work()
+    assert profile.recorded == 2
+    names = {e["name"] for e in profile.trace["traceEvents"] if e["name"].startswith("ProfilerStep")}
+    assert names == {"ProfilerStep#2", "ProfilerStep#3"}
+
+
+def test_what_is_recorded_can_be_ended_before_its_time():
+    with Profile([torch.device("fake:0")]) as profile:
+        for step in range(4):
+            torch.ones(8, 8, device="fake:0") @ torch.ones(8, 8, device="fake:0")
+            profile.step()
+            if step == 2:
+                profile.finish()
+    assert [step.name for step in Recording(profile.trace, profile.log).steps] == ["ProfilerStep#2"]
+
+
+def test_clocks_that_disagree_are_said():
+    found = profiled(DEVICES)[2]
+    fake.reset()
+    late = [entry | {"begun": entry["begun"] + 10**9} for entry in found.log]
+    with pytest.raises(UntiedError, match="clock disagree"):
+        Recording(found.trace, late)
+
+
+def test_devices_are_counted_from_0_and_keep_their_names():
+    """Of two fake devices the second alone: it has the only lane."""
+    found = profiled(["fake:1"])[2]
+    fake.reset()
+    perfetto, plugin = traces.both(found.trace, found.log, found.devices)
+    for trace in (perfetto, plugin):
+        assert trace["splitnet"]["devices"] == ["fake:1"]
+        assert {sums["device"] for sums in trace["splitnet"]["clock"]} == {0}
+        kernels = [e for e in trace["traceEvents"] if e.get("cat") == "kernel"]
+        assert {e["pid"] for e in kernels} == {e["args"]["device"] for e in kernels} == {0}
+
+
+def test_a_process_with_a_devices_number_stays_apart(case):
+    """Number 1, as in a container."""
+    trace = case[2].trace
+    host = case[2].process
+    renamed = [e | {"pid": 1} if e["pid"] == host else e for e in trace["traceEvents"]]
+    alike = copy.copy(case[2])
+    alike.trace, alike.process = dict(trace) | {"traceEvents": renamed}, 1
+    events = kineto.aligned(alike, DEVICES)["traceEvents"]
+    names = [(e["pid"], e["args"]["name"]) for e in events if e["name"] == "process_name"]
+    assert sorted(names) == [(0, "fake:0 (emulated)"), (1, "fake:1 (emulated)"), (1_000_001, "host CPU, wall time")]
+    assert {e["pid"] for e in events if e.get("cat") in ("cpu_op", "cuda_runtime")} == {1_000_001}

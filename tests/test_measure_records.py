@@ -1,8 +1,10 @@
 """What is read from a run folder is checked: whole records, or one line that names the file."""
 
 import json
+from pathlib import Path
 
 import pytest
+import runs
 
 from splitnet.errors import UsageError
 from splitnet.measure.records import (
@@ -175,3 +177,28 @@ def test_a_file_is_written_in_one_piece(tmp_path):
     write_whole(tmp_path / "a.svg", "one")
     write_whole(tmp_path / "a.svg", "two")
     assert contents(tmp_path) == {"a.svg": b"two"}
+
+
+def test_a_bad_byte_costs_its_line(tmp_path):
+    folder = runs.write(tmp_path / "a")
+    path = folder / "steps.jsonl"
+    whole = len(read_records(path)[0])
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
+    records, said = read_records(path)
+    assert len(records) == whole > 0
+    assert said == f"{path}: the last line is no whole record; {whole} of {whole + 1} are, and are kept"
+
+
+def test_what_stood_before_stays_until_all_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    path.write_text("before")
+
+    def full(self, text, **_):
+        with self.open("w") as file:
+            file.write(text[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "after all")
+    assert path.read_text() == "before"

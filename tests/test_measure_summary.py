@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import runs
@@ -9,6 +10,7 @@ import runs
 from splitnet.errors import UsageError
 from splitnet.measure.metrics import Metric, figure
 from splitnet.measure.summary import heading, summarise
+from splitnet.measure.summary import verdict as verdict_of
 
 MIB = 2**20
 
@@ -108,6 +110,13 @@ def test_names_are_given_once(summary):
 
 
 # The verdict
+
+
+def test_the_verdict_names_the_device_that_waits_most(summary):
+    shares = [m for m in summary.metrics if m.name.startswith("exposed_share.")]
+    for metric, value in zip(shares, (3.0, 7.0), strict=True):
+        summary.metrics[summary.metrics.index(metric)] = replace(metric, value=value)
+    assert verdict_of(summary).endswith("exchanges take 7.0 % of a step.")
 
 
 def test_a_verdict_with_everything(summary):

@@ -157,5 +157,5 @@ def test_no_trace_where_no_step_was_whole(tmp_path):
 
 
 def test_devices_are_named_by_index():
-    assert traces.names([torch.device("fake", 1)]) == ["fake:0", "fake:1"]
+    assert traces.names([torch.device("cuda", 1)]) == ["cuda:0", "cuda:1"]
     assert traces.names([torch.device("cpu")]) == []

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from splitnet import job, run
 from splitnet.comparison import WARM_UP
 from splitnet.errors import UsageError
-from splitnet.measure import timeline
+from splitnet.measure import page_tables, timeline
 from splitnet.measure.records import read_steps
+from splitnet.measure.summary import summarise
 from splitnet.parallel import fake
 from splitnet.parallel.placement import build
 from splitnet.training import fashion
@@ -267,13 +268,21 @@ def test_towers_run_wherever_they_are_put(go, monkeypatch, devices):
     assert (ran.code, ran.err) == (0, "")
     assert ran.json("run")["status"] == "finished"
     for column in ran.json("compare")["layouts"]:
-        emulated = column["devices"][0].startswith("fake")
+        emulated = all(device.startswith("fake") for device in column["devices"])
         assert (column["device_step_ms"] is not None) == emulated
         if emulated:
             assert 0 < column["device_step_ms"]["median"] <= 1.01 * column["step_ms"]["median"]
     exchanged = "," in devices
     assert (ran.json("run")["bytes_exchanged_a_step"] > 0) == exchanged
     assert (f"{TABLE.bytes_exchanged(4):,}" in ran.out) == exchanged
+    found = summarise(ran.folder)
+    bytes_, said = page_tables.exchanges(found)
+    assert {row[-1] for row in bytes_.rows} <= {"yes"}, said
+    assert ("share a device" in said) == (devices in ("fake:0,fake:0", "cpu,cpu"))
+    assert {m.name.partition(".")[2] for m in found.metrics if m.name.startswith("idle_share.")} <= {
+        entry["device"] if entry["device"] != "cpu" else "cpu:0" for entry in found.run["devices"]
+    }
+    assert ("exchanges take" in found.verdict) == (devices == "fake:1,fake:0")
 
 
 @pytest.mark.slow

@@ -76,14 +76,14 @@ def viewing(words, temporary):
             view.process.communicate()
 
 
-def get(url, **headers):
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as answer:
+def get(url, method="GET", **headers):
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers, method=method), timeout=20) as answer:
         return answer.read(), answer.headers
 
 
-def status(url, **headers):
+def status(url, method="GET", **headers):
     with pytest.raises(urllib.error.HTTPError) as refusal:
-        get(url, **headers)
+        get(url, method, **headers)
     with refusal.value:
         return refusal.value.code
 
@@ -201,6 +201,8 @@ def test_only_the_page_and_the_trace_are_served(run, tmp_path):
         assert status(f"{root}/%2e%2e/__init__.py") == 404
         assert status(f"{root}/v52.0-6b9586def/assets/") == 404
         assert status(root, Host="attacker.example") == 403
+        assert status(root, method="HEAD", Host="attacker.example") == 403
+        assert b"Perfetto" in get(root, Host="127.0.0.1")[0]  # as browsers say it of port 80
         with pytest.raises(urllib.error.HTTPError) as refusal:
             urllib.request.urlopen(root, data=b"x", timeout=20)
         with refusal.value:

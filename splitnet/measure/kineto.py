@@ -23,6 +23,9 @@ SCHEMA = 1
 PHASES, COMPUTE, COPIES = 106, 107, 120
 """Threads of a device; a thread whose number equals its process's would be called its main thread."""
 
+CONTAINED = 1_000_000
+"""Added to the number of a process that a device has too."""
+
 Event = dict[str, Any]
 
 
@@ -43,6 +46,8 @@ class _Writer:
 
     def __init__(self, recording: Recording, devices: Sequence[str]) -> None:
         self.recording, self.names = recording, devices
+        # in a container the process may be number 1, which is a device's here
+        self.process = recording.process + (CONTAINED if recording.process < len(devices) else 0)
         self.events: list[Event] = []
         self.at: list[float] = []  # where each step begins on the page
         at = 0.0
@@ -84,7 +89,7 @@ class _Writer:
                 "schema": SCHEMA,
                 "emulated": True,
                 "devices": list(self.names),
-                "host": self.recording.process,
+                "host": self.process,
                 "steps": steps,
                 "clock": list(self.sums()),
             },
@@ -125,13 +130,13 @@ class _Writer:
                     other = "host" if peer == HOST else self.names[peer]
                     self.say("thread_name", device, _copies(peer, incoming=False), name=f"copies to {other}")
                     self.say("thread_name", device, _copies(peer, incoming=True), name=f"copies from {other}")
-        self.say("process_name", self.recording.process, 0, name=self.host_name)
+        self.say("process_name", self.process, 0, name=self.host_name)
 
     def add_launch(self, work: Work, number: int) -> None:
         """The moment on the CPU that asked for the work: by its number viewers find one from the other."""
         name = "fakeMemcpyAsync" if work.copy else "fakeLaunchKernel"
         span = (self.on_host(work.begun, work.step), self.on_host(work.ended, work.step))
-        where = (self.recording.process, self.recording.thread)
+        where = (self.process, self.recording.thread)
         self.add(self.launch, name, *where, span, **self.identity(work, number))
 
     def identity(self, work: Work, number: int) -> dict[str, Any]:
@@ -186,7 +191,7 @@ class _Writer:
         last = self.recording.steps[-1].ended
         for event in self.recording.trace["traceEvents"]:
             if event["ph"] == "M" and event["pid"] == process and event["name"] != "process_name":
-                self.events.append({**event, "ts": 0})
+                self.events.append({**event, "ts": 0, "pid": self.process})
             if event["ph"] == "M" or event.get("cat") in (None, "Trace") or event["name"] == "PythonSubclass":
                 continue
             if not self.begun[0] <= event["ts"] <= last:
@@ -199,7 +204,7 @@ class _Writer:
     def host_event(self, event: Mapping[str, Any]) -> Event:
         step = max(bisect_right(self.begun, event["ts"]) - 1, 0)
         start = round(self.on_host(event["ts"], step), 3)
-        moved = {**event, "ts": start}
+        moved = {**event, "ts": start, "pid": self.process if event["pid"] == self.recording.process else event["pid"]}
         if "dur" in event:
             moved["dur"] = round(round(self.on_host(event["ts"] + event["dur"], step), 3) - start, 3)
         return moved
@@ -257,7 +262,7 @@ class _Emulated(_Writer):
         """None: the plugin has no use for a device's annotations, and takes one of a step for another step."""
 
     def add_memory(self) -> None:
-        where = {"pid": self.recording.process, "tid": self.recording.thread}
+        where = {"pid": self.process, "tid": self.recording.thread}
         for held in self.recording.memory:
             totals = {"Total Allocated": held.total, "Total Reserved": held.total}
             args = {"Device Type": 1, "Device Id": held.device, "Addr": held.address, "Bytes": held.bytes} | totals

@@ -79,11 +79,23 @@ class Held:
     clock: float
 
 
-class Recording:
-    """A trace and a log, read. Both as `profiler.Profile` left them."""
+class UntiedError(RuntimeError):
+    """An entry of the log has no operation around it: the machine's clock was set meanwhile."""
 
-    def __init__(self, trace: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> None:
+
+class Recording:
+    """A trace and a log, read. Both as `profiler.Profile` left them.
+
+    `devices`: those of the run, by their indices; in what is written they are counted from 0. None is all.
+    """
+
+    def __init__(
+        self, trace: Mapping[str, Any], log: Sequence[Mapping[str, Any]], devices: Sequence[int] | None = None
+    ) -> None:
         self.trace = trace
+        spent = next((len(entry["spent"]) for entry in log if entry["kind"] == "boundary"), 0)
+        self._places = {index: place for place, index in enumerate(range(spent) if devices is None else devices)}
+        self._places[HOST] = HOST
         self._zero = trace["baseTimeNanoseconds"]
         annotations = [e for e in trace["traceEvents"] if e.get("cat") == "user_annotation"]
         named = sorted((e for e in annotations if e["name"].startswith("ProfilerStep#")), key=lambda e: e["ts"])
@@ -105,9 +117,8 @@ class Recording:
 
     def _steps(self, named: Sequence[Event], boundaries: Sequence[Mapping[str, Any]]) -> Iterator[Step]:
         for event, (before, after) in zip(named, pairwise(boundaries), strict=False):  # the last may be broken off
-            spent = tuple(
-                {kind: b[kind] - a[kind] for kind in a} for a, b in zip(before["spent"], after["spent"], strict=True)
-            )
+            pairs = [(before["spent"][i], after["spent"][i]) for i in self._places if i != HOST]
+            spent = tuple({kind: b[kind] - a[kind] for kind in a} for a, b in pairs)
             end = event["ts"] + event["dur"]
             yield Step(event["name"], event["ts"], end, before["start"], after["start"], spent)
 
@@ -116,7 +127,9 @@ class Recording:
         entries = [(n, e) for n, entries in enumerate(chunks) for e in entries if e["kind"] in ("kernel", "copy")]
         times = [self._us(entry["begun"]) for _, entry in entries]
         for (step, entry), around in zip(entries, _around(self.host, times), strict=True):
-            operation = next(e for e in reversed(around) if e["cat"] == "cpu_op")
+            operation = next((e for e in reversed(around) if e["cat"] == "cpu_op"), None)
+            if operation is None:
+                raise UntiedError("the devices' log and the profiler's clock disagree")
             phase = next((PHASES[e["name"]] for e in around if e["name"] in PHASES), "")
             copy = entry["kind"] == "copy"
             yield Work(
@@ -126,8 +139,8 @@ class Recording:
                 ended=min(self._us(entry["ended"]), operation["ts"] + operation["dur"]),
                 start=entry["start"],
                 end=entry["end"],
-                source=entry["source" if copy else "device"],
-                target=entry["target" if copy else "device"],
+                source=self._places[entry["source" if copy else "device"]],
+                target=self._places[entry["target" if copy else "device"]],
                 bytes=entry["bytes"] if copy else 0,
                 waited=tuple(entry["waited"]) if copy else (0.0, 0.0),
                 operation=operation,
@@ -137,7 +150,7 @@ class Recording:
 
     def _held(self, step: int, entry: Mapping[str, Any]) -> Held:
         at, clock = self._us(entry["begun"]), entry["start"]
-        return Held(step, entry["device"], entry["address"], entry["bytes"], entry["total"], at, clock)
+        return Held(step, self._places[entry["device"]], entry["address"], entry["bytes"], entry["total"], at, clock)
 
 
 def _between_boundaries(log: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:

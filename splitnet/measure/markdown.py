@@ -16,6 +16,9 @@ EMULATED = (
 )
 
 
+SHARED = "Towers share a device: what they hand each other there crosses no link, and is no copy in a trace."
+
+
 def markdown(summary: Summary, drawn: Iterable[str] | None = None) -> str:
     """The report. `drawn`: file names of the pictures beside it, in pictures/ (default: all that can be drawn)."""
     names = set(pictures(summary) if drawn is None else drawn)
@@ -138,25 +141,17 @@ def _lanes(summary: Summary) -> Iterator[str]:
 def _exchanges(summary: Summary) -> Iterator[str]:
     own = summary.own
     entries = own.get("exchanged", []) if own else []
-    rows = [
-        [entry["row"], f"{entry['measured']:,.0f}", f"{entry['derived']:,.0f}", *_traced(summary, entry["row"])]
-        for entry in entries
-    ]
+    known = summary.traced()
+    rows = [[e["row"], *(f"{e[kind]:,.0f}" for kind in ("measured", "derived"))] for e in entries]
     if rows:
         totals = [sum(entry[kind] for entry in entries) for kind in ("measured", "derived")]
-        rows.append(["all", *(f"{total:,.0f}" for total in totals), *_traced(summary, None)])
-    traced = ["bytes in the trace"] if summary.timeline is not None else []
-    yield table(["before", "bytes measured", "bytes derived", *traced], rows)
+        rows.append(["all", *(f"{total:,.0f}" for total in totals)])
+    if known is not None and rows:
+        counted = [*(known.get(entry["row"], 0) for entry in entries), sum(known.values())]
+        rows = [[*row, f"{count:,}"] for row, count in zip(rows, counted, strict=True)]
+    yield table(["before", "bytes measured", "bytes derived", *["bytes in the trace"] * (known is not None)], rows)
     if rows:
-        yield "Of one step, forward and backward."
-
-
-def _traced(summary: Summary, row: str | None) -> list[str]:
-    """Bytes that the trace's drawn step has in front of a row, or of all; no cell without a trace."""
-    if summary.timeline is None:
-        return []
-    exchanged = summary.timeline.exchanged(summary.timeline.median_step()).items()
-    return [f"{sum(size for (before, *_), size in exchanged if row in (before, None)):,}"]
+        yield f"Of one step, forward and backward. {SHARED if summary.shared else ''}".rstrip()
 
 
 def _layers(summary: Summary) -> Iterator[str]:

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from splitnet.measure.elements import Bar, Table
-from splitnet.measure.markdown import value
+from splitnet.measure.markdown import SHARED, value
 from splitnet.measure.summary import Summary
 from splitnet.measure.timeline import Lane
 
@@ -64,6 +64,7 @@ def exchanges(summary: Summary) -> tuple[Table, str]:
     text = f"{title}, in front of each row that reads other towers."
     if len(kinds) > 1:
         text += " All counts agree." if agree else " The counts differ."
+    text += f" {SHARED}" if summary.shared else ""
     return Table(title, ["before", *kinds, "agree"], rows, total=several), text
 
 
@@ -75,16 +76,10 @@ def _counts(summary: Summary) -> dict[str, dict[str, float] | None]:
     """Who counted -> row -> bytes; None where nobody did."""
     own = summary.own
     entries = own["exchanged"] if own is not None and "exchanged" in own else None
-    traced: dict[str, float] | None = None
-    step = summary.timeline.median_step() if summary.timeline is not None else ""
-    if summary.timeline is not None and step:
-        traced = {}
-        for (row, *_), size in summary.timeline.exchanged(step).items():
-            traced[row] = traced.get(row, 0) + size
     return {
         "measured (ledger)": None if entries is None else {entry["row"]: entry["measured"] for entry in entries},
         "derived (table)": None if entries is None else {entry["row"]: entry["derived"] for entry in entries},
-        "counted (trace)": traced,
+        "counted (trace)": None if (traced := summary.traced()) is None else dict(traced),
     }
 
 

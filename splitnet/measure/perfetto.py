@@ -14,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from splitnet.errors import UsageError
 
@@ -105,8 +105,8 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         answers = {"/vizviewer_info": b"{}", "/file_info": b"{}", "/localtrace": self.server.data}
-        if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
-            self.send_error(HTTPStatus.FORBIDDEN)  # another name that was made to point here
+        if self._refuses():
+            self.send_error(HTTPStatus.FORBIDDEN)
         elif path == SHORT:
             self.send_response(HTTPStatus.FOUND)
             self.send_header("Location", self.server.place)
@@ -118,6 +118,16 @@ class Handler(SimpleHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
         else:
             super().do_GET()
+
+    def do_HEAD(self) -> None:
+        if self._refuses():
+            self.send_error(HTTPStatus.FORBIDDEN)
+        else:
+            super().do_HEAD()
+
+    def _refuses(self) -> bool:
+        """Whether it is asked by another name, one that was made to point here."""
+        return urlsplit(f"//{self.headers.get('Host', '')}").hostname not in (HOST, "localhost")
 
     def _answer(self, body: bytes, kind: str) -> None:
         self.send_response(HTTPStatus.OK)

@@ -37,8 +37,8 @@ class Profile:
         self._first = WAIT + WARM_UP if steps is None else max(min(WAIT + WARM_UP, steps - active), 0)
         self._end = self._first + active
         self._done = 0
-        logs = (getattr(counters(device), "log", None) for device in self.devices)
-        self._notes = next((log for log in logs if log is not None), None)
+        logs = [getattr(counters(device), "log", None) for device in self.devices]
+        self._notes = logs[0] if None not in logs else None  # lanes of some devices would be half the truth
         # before the first profile of a process: without a GPU the library complains on stderr
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         on_gpu = any(device.type == "cuda" for device in self.devices)
@@ -70,8 +70,12 @@ class Profile:
         self._profile.step()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """A step that was broken off is left out."""
+        self.finish()
+
+    def finish(self) -> None:
+        """Record no more; a step that was broken off is left out."""
         if self._done < self._end:
+            self._end = self._done
             self._profile.stop()
 
     @property
@@ -101,3 +105,11 @@ class Profile:
             path = Path(folder) / "trace.json"
             finished.export_chrome_trace(str(path))
             self.trace, self.log = json.loads(path.read_text(encoding="utf-8")), log
+        steps = (e for e in self.trace["traceEvents"] if e.get("cat") == "user_annotation" and _is_step(e))
+        whole = [e["name"] for e in sorted(steps, key=lambda e: e["ts"])][: self.recorded]
+        events = self.trace["traceEvents"]
+        self.trace["traceEvents"] = [e for e in events if not _is_step(e) or e["name"] in whole]
+
+
+def _is_step(event: dict[str, Any]) -> bool:
+    return event["name"].startswith("ProfilerStep#")

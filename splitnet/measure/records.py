@@ -127,7 +127,7 @@ def read_records(path: Path, shape: Mapping[str, Any] = STEP) -> tuple[list[dict
     A run that was cut off while it wrote leaves half a line at the end.
     """
     records, broken = [], []
-    lines = _text(path).splitlines()
+    lines = _text(path, errors="replace").splitlines()  # a bad byte costs its line
     for number, line in enumerate(lines, 1):
         try:
             record = _parsed(line, path)
@@ -150,9 +150,9 @@ def _read(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, errors: str = "strict") -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors=errors)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

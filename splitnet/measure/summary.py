@@ -66,6 +66,22 @@ class Summary:
             return ""
         return shlex.join(map(str, words))
 
+    @property
+    def shared(self) -> bool:
+        """Whether towers that exchange share a device: what they hand each other there is no copy in a trace."""
+        return bool(self.run.get("bytes_exchanged_a_step")) and len(self.run["devices"]) < self.run["options"]["towers"]
+
+    def traced(self) -> dict[str, int] | None:
+        """Bytes that the trace's drawn step has in front of each row; None without a trace of all that crosses."""
+        step = self.timeline.median_step() if self.timeline is not None else ""
+        devices = {entry["device"] for entry in self.run["devices"]}
+        if self.timeline is None or not step or self.shared or not devices <= set(self.timeline.devices):
+            return None
+        found: dict[str, int] = {}
+        for (row, *_), size in self.timeline.exchanged(step).items():
+            found[row] = found.get(row, 0) + size
+        return found
+
     def metric(self, name: str) -> Metric | None:
         return next((metric for metric in self.metrics if metric.name == name), None)
 
@@ -216,7 +232,7 @@ def _memory(found: Summary) -> str:
 def _exposed(found: Summary) -> str:
     """What exchanges cost where nothing hides them: the part of the device that waits most."""
     shares = [m.value for m in found.metrics if m.name.startswith("exposed_share.")]
-    if not shares or not (found.own or {"exchanged": True})["exchanged"]:
+    if not shares or found.traced() is None or not (found.own or {"exchanged": True})["exchanged"]:
         return ""
     return f"exchanges take {max(shares):.1f} % of a step"
 

@@ -10,6 +10,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -17,7 +18,17 @@ from typing import Any
 from splitnet.errors import UsageError
 from splitnet.measure.kineto import SCHEMA
 from splitnet.measure.records import NewerSchemaError
-from splitnet.measure.work import COMMUNICATION, COMPUTE, INPUT, Work, is_emulated, slices, span, works
+from splitnet.measure.work import (
+    COMMUNICATION,
+    COMPUTE,
+    DEVICE_CATEGORIES,
+    INPUT,
+    Work,
+    is_emulated,
+    slices,
+    span,
+    works,
+)
 
 Window = tuple[int, int]
 Exchanged = dict[tuple[str, str, int | None, int | None], int]
@@ -83,6 +94,10 @@ class Timeline:
 
     def lanes(self) -> list[Lane]:
         """One for each step and device, in this order."""
+        return self._lanes
+
+    @cached_property
+    def _lanes(self) -> list[Lane]:
         mine = {device: [work for work in self._works if work.device == device] for device in self._devices}
         return [
             _lane(device, step, self.window(step, device), mine[device])
@@ -231,6 +246,9 @@ def _wrong(trace: Any) -> str:
     header = trace.get("splitnet", {"schema": SCHEMA})
     if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
         return "not a trace of splitnet: its entry has no schema"
+    names = header.get("devices", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return "not a trace of splitnet: its devices have no names"
     for number, event in enumerate(trace["traceEvents"]):
         if not _is_event(event):
             return f"not a trace: event {number} lacks a name, a time or a place"
@@ -240,10 +258,13 @@ def _wrong(trace: Any) -> str:
 def _is_event(event: Any) -> bool:
     if not isinstance(event, dict) or "ph" not in event:
         return False
-    if event["ph"] != "X":
-        return True
-    times = (event.get("ts"), event.get("dur"))
     event.setdefault("args", {})
+    if event["ph"] != "X":
+        named = event.get("name") != "process_name" or (isinstance(event["args"], dict) and "name" in event["args"])
+        return isinstance(event.get("name"), str) and named
+    times = (event.get("ts"), event.get("dur"))
+    if event.get("cat") in DEVICE_CATEGORIES and not isinstance(event["args"].get("device", event.get("pid")), int):
+        return False
     return (
         isinstance(event.get("name"), str)
         and isinstance(event["args"], dict)

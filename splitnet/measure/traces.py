@@ -22,25 +22,26 @@ def write(profile: Profile, folder: Path) -> bool:
     """Both traces into a run's folder; False, and none, where no step was recorded whole."""
     if profile.trace is None:
         return False
-    perfetto, plugin = both(profile.trace, profile.log, names(profile.devices))
+    perfetto, plugin = both(profile.trace, profile.log, profile.devices)
     save(perfetto, folder / PERFETTO)
     save(plugin, folder / PLUGIN)
     return True
 
 
 def both(
-    trace: Mapping[str, Any], log: Sequence[Mapping[str, Any]] | None, devices: Sequence[str]
+    trace: Mapping[str, Any], log: Sequence[Mapping[str, Any]] | None, devices: Sequence[torch.device]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The trace for Perfetto, and that for the plugin."""
     if log is not None:
-        recording = Recording(trace, log)
-        return kineto.aligned(recording, devices), kineto.emulated(recording, devices)
-    whole = native.completed(trace, devices)
+        used = sorted(devices, key=lambda device: device.index)
+        recording = Recording(trace, log, [device.index for device in used])
+        return kineto.aligned(recording, list(map(str, used))), kineto.emulated(recording, list(map(str, used)))
+    whole = native.completed(trace, names(devices))
     return whole, corrected(whole)
 
 
 def names(devices: Sequence[torch.device]) -> list[str]:
-    """By index, as traces count them: fake:1 alone is preceded by fake:0. The plain CPU has no lane."""
+    """By index, as torch.profiler counts them: cuda:1 alone is preceded by cuda:0. The plain CPU has no lane."""
     counted = [device for device in devices if device.type != "cpu"]
     most = max((device.index or 0 for device in counted), default=-1)
     return [f"{counted[0].type}:{index}" for index in range(most + 1)]
