@@ -29,7 +29,7 @@ class RunOptions:
     data: str = option("fashion-mnist", "the images", NAMES)
     data_dir: Path | None = option(None, "where they are; an imagefolder has train/<class>/… and val/<class>/…")
     epochs: int | None = option(None, "passes over the training set, tested after each")
-    steps: int | None = option(None, "steps instead of epochs; 0 only tests (30 if neither is given)")
+    steps: int | None = option(None, "steps, not epochs; 0 only tests, on all test images (30 if neither is given)")
     batch_size: int = option(64, "images in a step")
     optimizer: str = option("adam", "the optimizer; SGD has momentum 0.9", tuple(LEARNING_RATES))
     lr: float | None = option(None, "learning rate (Adam 0.001, SGD 0.01)")

@@ -12,7 +12,7 @@ from rich.table import Table
 from splitnet import tables
 from splitnet.errors import UsageError
 from splitnet.measure import markdown
-from splitnet.measure.difference import Difference, Gate, circumstances, differences, gate, unpaired
+from splitnet.measure.difference import Difference, Gate, circumstances, differences, gate, unlike, unpaired
 from splitnet.measure.records import SCHEMA, plain
 from splitnet.measure.summary import Summary, summarise
 from splitnet.options import guarded, option, parse, positional, refuse
@@ -36,7 +36,7 @@ def one(summary: Summary, options: ReportOptions, console: Console) -> None:
     written = write_summary(summary, options.out or options.run)
     console.print(summary.verdict, highlight=False)
     for line in summary.missing:
-        console.print(f"Missing: {line}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"Left out: {line}", highlight=False, soft_wrap=True, markup=False)
     if not has_page():
         console.print(NO_PAGE, highlight=False, soft_wrap=True)
     page = next(path for path in reversed(written) if path.suffix in (".html", ".md"))
@@ -48,10 +48,14 @@ def two(before: Summary, after: Summary, options: ReportOptions, console: Consol
     for which, run in (("before", before), ("after", after)):
         console.print(f"{which}: {run.name}\n  {run.verdict}", highlight=False, markup=False)
         for line in run.missing:
-            console.print(f"  Missing: {line}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"  Left out: {line}", highlight=False, soft_wrap=True, markup=False)
     rows = differences(before, after)
+    if warning := unlike(before, after):
+        console.print(warning, highlight=False, markup=False)
     console.print(_figures([row for row in rows if not row.same]))
-    console.print(f"The same in both: {sum(row.same for row in rows):,} figures.", highlight=False)
+    same = sum(row.same for row in rows)
+    if same:
+        console.print(f"The same in both: {same:,} figure{'s' * (same != 1)}.", highlight=False)
     others = circumstances(before, after)
     if others:
         console.print(_others(others))
@@ -67,7 +71,7 @@ def two(before: Summary, after: Summary, options: ReportOptions, console: Consol
 def _figures(rows: Sequence[Difference]) -> Table:
     table = Table(title="Figures, the largest difference first", box=box.SIMPLE_HEAD, pad_edge=False)
     table.title_justify, table.title_style = "left", "bold"
-    table.add_column("figure", overflow="fold")
+    table.add_column("figure", no_wrap=True)  # it is a name for --fail-if
     for name in ("before", "after", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

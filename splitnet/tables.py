@@ -159,7 +159,9 @@ def _emulated(layouts: Iterable[dict[str, Any]]) -> bool:
 def notes(comparison: dict[str, Any]) -> str:
     """What the figures of `results` stand for."""
     layouts = comparison["layouts"]
-    lines = ["Median and range. Activations are the rest of the peak."]
+    lines = ["Median and range."]
+    if any(layout.get("memory") for layout in layouts):
+        lines[0] += " Activations are the rest of the peak."
     if any(layout.get("ratio") for layout in layouts) and len(layouts) > 1:
         lines[0] += " Ratios are taken round by round."
     if any(layout.get("loss_differences") for layout in layouts):

@@ -47,17 +47,17 @@ class ViewOptions:
 def served(options: ViewOptions) -> Iterator[str]:
     """Yields the address of the page while it is served. The run's folder is only read."""
     path = options.run / TRACE
-    trace = timeline.read(path)
     with ExitStack() as stack:
         if not options.tensorboard:
-            yield _perfetto(stack, path, trace, options.port).url
+            yield _perfetto(stack, path, timeline.read(path), options.port).url
             return
         home = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="splitnet-view-", ignore_cleanup_errors=True))
         )
         logs(options.run, home / "logs", options.split)
-        perfetto = _perfetto(stack, path, trace, 0)
-        yield _board(stack, home, options.port, perfetto.url)
+        traced = path.exists()  # a run without one has scalars, filters and text
+        perfetto = _perfetto(stack, path, timeline.read(path), 0).url if traced else ""
+        yield _board(stack, home, options.port, perfetto) + ("#pytorch_profiler" if traced else "")
 
 
 def _perfetto(stack: ExitStack, path: Path, trace: dict[str, object], port: int) -> Perfetto:
@@ -77,14 +77,14 @@ def _board(stack: ExitStack, home: Path, port: int, perfetto: str) -> str:
     cache.mkdir()
     board = Board(home / "logs", cache, port, perfetto)
     stack.callback(board.close)
-    return f"{board.url}#pytorch_profiler"
+    return board.url
 
 
 def logs(run: Path, target: Path, split: bool) -> None:
     """A copy of the run's logs under the run's name; split: with a trace for each device of each process."""
     source = run / BOARD
     found = sorted(source.glob(f"*{ENDING}"))
-    if not found:
+    if not found and (split or (run / TRACE).exists() or not any(source.glob("*tfevents*"))):
         raise UsageError(f"{source}: no *{ENDING} in it")
     traces = {path.name.removesuffix(ENDING): timeline.read(path) for path in found}
     folder = target / run.resolve().name

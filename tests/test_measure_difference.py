@@ -5,7 +5,7 @@ import runs
 
 from splitnet.errors import UsageError
 from splitnet.measure import markdown
-from splitnet.measure.difference import Difference, circumstances, differences, gate, unpaired
+from splitnet.measure.difference import Difference, circumstances, differences, gate, unlike, unpaired
 from splitnet.measure.metrics import Metric
 from splitnet.measure.summary import Summary, summarise
 
@@ -24,7 +24,7 @@ def test_the_largest_difference_comes_first():
     rows = differences(before, after)
     assert [row.metric for row in rows] == ["zero", "b", "a", "c"]
     assert [row.relative for row in rows] == [None, -0.5, pytest.approx(0.1), 0.0]
-    assert [row.verdict for row in rows] == ["better", "worse", "better", "same"]
+    assert [row.verdict for row in rows] == ["changed", "changed", "changed", "same"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,8 @@ def test_a_figure_that_was_taken_once_has_no_noise():
     row = differences(summary(metric(value=2.0)), summary(metric(value=3.0, least=2.0, greatest=4.0)))[0]
     assert row.noise is None
     assert Difference("a", 1.0, 2.0, "", "", 1.0, None).verdict == "changed"
-    assert Difference("a", 1.0, 2.0, "", "lower", 1.0, None).verdict == "worse"
+    assert Difference("a", 1.0, 2.0, "bytes", "lower", 1.0, None).verdict == "worse"  # counted, not timed
+    assert Difference("a", 1.0, 2.0, "", "lower", 1.0, None).verdict == "changed"  # nothing says how sure
 
 
 def test_figures_of_one_run_alone():
@@ -57,6 +58,13 @@ def test_what_else_differs():
     other = runs.RUN | {"options": options | {"batch_size": 64, "out": "/b"}, "commit": "89", "started": "later"}
     before, after = Summary("a", runs.RUN | {"options": options | {"out": "/a"}}), Summary("b", other)
     assert circumstances(before, after) == [("--batch-size", 16, 64), ("commit", "1234567", "89")]
+
+
+def test_runs_that_did_not_do_the_same_are_warned_of():
+    options = runs.RUN["options"]
+    other = runs.RUN | {"options": options | {"batch_size": 64, "out": "/b"}}
+    assert unlike(Summary("a", runs.RUN), Summary("b", other)) == "Not like with like: --batch-size differs."
+    assert unlike(Summary("a", runs.RUN), Summary("b", runs.RUN | {"commit": "89"})) == ""
 
 
 def test_as_markdown(tmp_path):
@@ -148,7 +156,7 @@ def test_bytes_in_powers_of_two_and_ten():
     [
         ("nope < 1", [], "a has no nope; it has no figures at all"),
         ("nope < 1", [metric("yes")], "a has no nope; it has yes"),
-        ("speed < 1", [metric(unit="ms")], r"the base layout has no speed .* a unit \(us, ms, s\)"),
+        ("speed < 1", [metric(unit="ms")], r"there is no speed of another layout; .* a unit \(us, ms, s\)"),
         ("speed < 1", [metric(unit="ms", base=0.0)], "speed of the base layout is 0, which gives no ratio"),
         ("speed < 1ms", [metric(unit="bytes")], "speed is given in B, bytes, kB"),
         ("speed < 1ms", [metric()], "speed is given without a unit"),

@@ -84,7 +84,7 @@ def test_a_truncated_trace_is_said_and_the_rest_made(folder, capsys):
     (folder / "pictures" / "timeline.svg").write_text("old")
     code, out, _ = ran(capsys, folder)
     assert code == 0
-    assert f"Missing: {trace}:" in out
+    assert f"Left out: {trace}:" in out
     assert not (folder / "pictures" / "timeline.svg").exists()
     assert str(trace) in (folder / "report.md").read_text()
 

@@ -16,7 +16,7 @@ import two_lanes
 from browser import Browser
 
 from splitnet.errors import UsageError
-from splitnet.measure import perfetto, timeline
+from splitnet.measure import perfetto, scalars, timeline
 from splitnet.view import logs, main
 
 ROOT = Path(__file__).parent.parent
@@ -322,3 +322,16 @@ def test_tensorboard_draws_every_view_without_a_network(run, tmp_path):
         assert view.end() == (0, "Closed.\n", "")
     assert list(temporary.iterdir()) == []
     assert contents(run) == before
+
+
+def test_a_run_without_a_trace_has_its_scalars_still(run, tmp_path):
+    """As of --no-profile: what TensorBoard has is shown, and Perfetto has nothing to."""
+    (run / "trace.json.gz").unlink()
+    (run / "tensorboard" / "splitnet.pt.trace.json.gz").unlink()
+    scalars.write(
+        run / "tensorboard", [{"kind": "step", "step": 0, "loss": 1, "accuracy": 1, "images": 1, "seconds": 1}]
+    )
+    with viewing([run, "--tensorboard", "--port", "0"], tmp_path / "temporary") as view:
+        assert view.url == f"http://127.0.0.1:{view.port}/"
+        tags = json.loads(get(f"{view.url}data/plugin/scalars/tags")[0])
+    assert {"train/loss", "train/accuracy"} <= set(next(iter(tags.values())))

@@ -37,7 +37,7 @@ class Difference:
             return "same"
         if self.noise:
             return "within noise"
-        if not self.better:
+        if not self.better or (self.noise is None and self.unit != "bytes"):  # taken once: nothing says how sure
             return "changed"
         return "better" if (self.after > self.before) == (self.better == "higher") else "worse"
 
@@ -67,6 +67,17 @@ def circumstances(before: Summary, after: Summary) -> list[tuple[str, Any, Any]]
     """What else differs: (option or fact, in the first run, in the second)."""
     one, two = (_options(run) | _facts(run) for run in (before, after))
     return [(name, one.get(name), two.get(name)) for name in one | two if one.get(name) != two.get(name)]
+
+
+WORKLOAD = ("preset", "towers", "crosses", "devices", "data", "batch_size", "steps", "epochs", "optimizer", "threads")
+"""Options that change what a step or a run is, rather than how well it is done."""
+
+
+def unlike(before: Summary, after: Summary) -> str:
+    """A warning where the runs did not do the same; "" where they did."""
+    one, two = (run.run["options"] for run in (before, after))
+    names = [f"--{name.replace('_', '-')}" for name in WORKLOAD if one.get(name) != two.get(name)]
+    return f"Not like with like: {', '.join(names)} differ{'s' * (len(names) == 1)}." if names else ""
 
 
 def _options(run: Summary) -> dict[str, Any]:
@@ -139,8 +150,8 @@ class Gate:
             value = metric.value / base if base else None
         if base is None:
             units = ", ".join(UNITS[metric.unit])
-            hint = f"; with a unit ({units}) it is compared itself" if units else ""
-            raise self._wrong(f"the base layout has no {metric.name} to be compared with{hint}")
+            hint = f", or give a unit ({units}) to compare it itself" if units else ""
+            raise self._wrong(f"there is no {metric.name} of another layout; name a second run{hint}")
         if value is None:
             raise self._wrong(f"{metric.name} of {other} is 0, which gives no ratio")
         both = f"{figure(metric.value, metric.unit)} and {figure(base, metric.unit)}"

@@ -5,10 +5,10 @@ from itertools import zip_longest
 from typing import Any
 
 from splitnet.measure import metrics
-from splitnet.measure.difference import Difference, circumstances, differences, unpaired
+from splitnet.measure.difference import Difference, circumstances, differences, unlike, unpaired
 from splitnet.measure.metrics import KINDS, MIB, SHARES, figure
 from splitnet.measure.pictures import pictures
-from splitnet.measure.summary import Summary, fits, heading, other_load
+from splitnet.measure.summary import Summary, fits, heading, other_load, timed
 
 EMULATED = (
     "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's; the devices'"
@@ -76,15 +76,15 @@ def _speed(summary: Summary) -> Iterator[str]:
         told = [_spread(spread, digits) for spread, digits in zip(spreads, (1, 0, 0), strict=True)]
         rows.append([heading(layout), *told, ratio, "" if parameters is None else f"{parameters:,}"])
     base = summary.comparison["base"] if summary.comparison else ""
+    known = any((layout.get("ratio") or {}).get("low") is not None for layout in summary.measured)
     clock = "step ms, emulated" if summary.emulated else "step ms, device"
-    yield table(["layout", "images/s", "step ms, wall", clock, f"speed / {base}", "parameters"], rows)
+    yield table(["layout", "images/s", "step ms, wall", clock, f"speed / {base}{', 99 %' * known}", "parameters"], rows)
     if rows and summary.comparison:
         yield _notes(summary.comparison)
     yield "\n".join(f"- {_text(line)}" for line in unfit)
     trained = summary.metric("training_images_per_second")
     if trained is not None:
-        steps = f"{len(summary.steps):,} step{'s' * (len(summary.steps) != 1)}"
-        yield f"While training: {trained.value:,.1f} images/s (median of {steps}, the first left out)."
+        yield f"While training: {trained.value:,.1f} images/s ({timed(summary.steps)})."
 
 
 def _ratio(ratio: dict[str, Any] | None) -> str:
@@ -221,6 +221,7 @@ def difference(before: Summary, after: Summary) -> str:
     parts = [
         f"# {_text(before.name)} and {_text(after.name)}",
         f"- before: {_text(before.verdict)}\n- after: {_text(after.verdict)}",
+        unlike(before, after),
         table(["figure", "before", "after", "difference", ""], [cells(row) for row in rows if not row.same]),
         f"The same in both: {', '.join(same)}." if same else "",
         table(["what else differs", "before", "after"], others, left=3),

@@ -1,7 +1,7 @@
 """A run in short: its files read, its figures by name, and one sentence on what came out."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,6 +96,13 @@ def other_load(comparison: dict[str, Any]) -> str:
     return f"Other processes kept {busy:.1f} cores busy meanwhile." if busy >= 0.1 else ""
 
 
+def timed(steps: Sequence[dict[str, Any]]) -> str:
+    """What the speed while training is taken from; see `metrics.from_records`."""
+    if len(steps) < 2:
+        return "of one step"
+    return f"median of {len(steps) - 1:,} step{'s' * (len(steps) != 2)}, the first left out"
+
+
 def summarise(folder: Path) -> Summary:
     """Read a run folder and leave it as it is.
 
@@ -111,6 +118,10 @@ def summarise(folder: Path) -> Summary:
         found.comparison = _part(found, lambda: read_compare(folder))
     if _wanted(found, folder / "trace.json.gz", "profile"):
         found.timeline = _part(found, lambda: Timeline(timeline.read(folder / "trace.json.gz")))
+        if found.timeline is not None and not found.timeline.steps:
+            found.missing.append(f"{folder / 'trace.json.gz'}: it holds no step")
+    if not found.steps and found.run.get("steps"):
+        found.missing.append(f"{folder / 'steps.jsonl'}: of {found.run['steps']} steps it holds none")
     found.metrics = metrics.finite(_figures(found))
     found.verdict = verdict(found)
     return found
@@ -193,7 +204,7 @@ def _speed(found: Summary) -> str:
     if base is not None and found.metric("speed_ratio") is not None:
         return f"train{s} {_ratio(found)}"
     if alone is not None:
-        count = f", median of {len(found.steps):,} step{'s' * (len(found.steps) != 1)}" if found.own is None else ""
+        count = f", {timed(found.steps)}" if found.own is None else ""
         text = f"train{s} {alone.value:,.1f} images/s{count}"
         why = base.get("does_not_fit") if base else None
         return text + (f" where the same network on one device does not fit ({why})" if why else "")
@@ -214,7 +225,8 @@ def _ratio(found: Summary) -> str:
         taken = f"in this CPU's time, {taken}"
         taken += f"; on the devices' clocks {clocks.value:.2f} times" if clocks is not None else ""
     if low <= 1 <= high:
-        return f"as fast as the same network on one device ({times}{',' * (not found.emulated)} {taken})"
+        nothing = "no measurably faster or slower than the same network on one device"
+        return f"{nothing} ({times}{',' * (not found.emulated)} {taken})"
     return f"{times} as fast as the same network on one device ({taken})"
 
 
