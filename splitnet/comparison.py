@@ -5,17 +5,23 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import record_function
 
+from splitnet import spans
 from splitnet.fitting import DoesNotFitError, Room
 from splitnet.measure.meter import Layout, Memory, OtherLoad, Peak, Sample, Spread, alternate, ratio, sizes
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import PRESETS
+from splitnet.network.towers import Record, SplitNet
 from splitnet.network.weights import fits
 from splitnet.parallel.audit import UnknownCopyError
+from splitnet.parallel.exchange import Link
 from splitnet.parallel.placement import Placement, host
+from splitnet.parallel.replicas import GRADIENTS, Replicas, replicate
 from splitnet.training.data import Batch
-from splitnet.training.loop import training_step
+from splitnet.training.loop import network_images, training_step
 from splitnet.training.optimizer import make_optimizer
 
 WARM_UP = 2
@@ -32,6 +38,8 @@ class Training:
     seed: int
     state: Mapping[str, Tensor] | None = None
     """Weights to start from, where they fit; None draws them."""
+    link: Link = "device"
+    """What towers use."""
 
 
 @dataclass
@@ -47,7 +55,8 @@ class Contender:
     placement: Placement
     training: Training
     limit: int | None = None
-    outcome: Tensor | None = None
+    outcome: Sequence[Tensor] = ()
+    """What the last step's loss is the sum of, not yet read."""
     losses: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
@@ -58,7 +67,7 @@ class Contender:
 
     def _warm_up(self) -> None:
         peak = Peak(self.placement.devices)
-        self.net = host(self.architecture, self.placement, self.training.seed)
+        self.net = self._network()
         if self.training.state is not None and fits(self.architecture, self.training.state):
             self.net.load_whole_state_dict(self.training.state)
         self.optimizer = make_optimizer(self.net.parameters(), self.training.optimizer, self.training.lr)
@@ -68,9 +77,17 @@ class Contender:
             self._keep_loss()
         self.memory = {str(d): self._memory(d, bytes_) for d, bytes_ in peak.bytes().items()}
 
+    def _network(self) -> SplitNet | Replicas:
+        if self.name == "replicas":
+            return replicate(self.architecture, self.placement.devices, self.training.seed)
+        return host(self.architecture, self.placement, self.training.seed, self.training.link)
+
     def step(self, number: int) -> None:
-        self.net.moment = replace(self.net.moment, step=number)
-        self.outcome = training_step(self.net, self.optimizer, self.training.batches[number])
+        batch, self.net.moment = self.training.batches[number], replace(self.net.moment, step=number)
+        if isinstance(self.net, Replicas):
+            self.outcome = replicated_step(self.net, self.optimizer, batch)
+        else:
+            self.outcome = [training_step(self.net, self.optimizer, batch)[0]]
 
     def measure(self, number: int) -> None:
         """Make a step, and keep what it cost."""
@@ -80,9 +97,8 @@ class Contender:
 
     def _keep_loss(self) -> None:
         """Read a step's loss when its time has been taken: reading waits for the device."""
-        assert self.outcome is not None
-        self.losses.append(self.outcome.tolist()[0])
-        self.outcome = None
+        self.losses.append(sum(part.item() for part in self.outcome))
+        self.outcome = ()
 
     def _memory(self, device: torch.device, peak: int) -> Memory:
         parameters = list(self.net.parameters())
@@ -95,7 +111,7 @@ class Contender:
         """The layout's column in compare.json; without `ratios`, its speed is not set against the base's."""
         images = len(self.training.batches[0].labels)
         emulated = [s.device for s in self.samples if s.device is not None]
-        return described(self.name, self.architecture, self.placement) | {
+        return self.described() | {
             "images_per_second": Spread.of(images / s.wall for s in self.samples),
             "step_ms": Spread.of(1000 * s.wall for s in self.samples),
             "samples": self.samples,
@@ -107,6 +123,9 @@ class Contender:
             "losses": self.losses,
         }
 
+    def described(self) -> dict[str, Any]:
+        return described(self.name, self.architecture, list(map(str, self.placement.devices)))
+
     def _loss_differences(self, base: "Contender") -> list[float] | None:
         """From the same function's losses, step by step; None against itself and against another function."""
         if self is base or self.architecture != base.architecture:
@@ -114,36 +133,74 @@ class Contender:
         return [abs(a - b) for a, b in zip(self.losses, base.losses, strict=True)]
 
     def exchanged(self) -> Iterator[dict[str, Any]]:
-        """Bytes a step for each crossing, measured beside derived."""
-        ledger, steps = self.net.ledger, len(self.losses)
-        expected = () if self.placement.whole else self.architecture.transfers(len(self.training.batches[0].labels))
-        for row in dict.fromkeys(t.row for t in expected):
-            measured, derived = ledger.bytes(row) / steps, sum(t.bytes for t in expected if t.row == row)
+        """Bytes a step for each crossing, or for the gradients, measured beside derived."""
+        ledger, steps = self._ledger(), len(self.losses)
+        for row, derived in self._derived().items():
+            measured = ledger.bytes(row) / steps
             if measured != derived:
                 raise UnknownCopyError(f"{row}: {measured:,} bytes a step were exchanged, the table says {derived:,}")
             yield {"row": row, "measured": measured, "derived": derived}
 
+    def _ledger(self) -> Record:
+        return self.net.ledger
+
+    def _derived(self) -> dict[str, int]:
+        if isinstance(self.net, Replicas):
+            return {GRADIENTS: self.net.bytes_exchanged()}
+        return {} if self.placement.whole else crossings(self.architecture, len(self.training.batches[0].labels))
+
+
+def crossings(architecture: Architecture, images: int) -> dict[str, int]:
+    """Bytes that a step exchanges in front of each row, by the table."""
+    found: dict[str, int] = {}
+    for t in architecture.transfers(images):
+        found[t.row] = found.get(t.row, 0) + t.bytes
+    return found
+
+
+def replicated_step(replicas: Replicas, optimizer: torch.optim.Optimizer, batch: Batch) -> list[Tensor]:
+    """One update of all replicas on a global batch. Returns the parts of its mean loss; nothing waits."""
+    optimizer.zero_grad(set_to_none=True)
+    count, losses = len(batch.labels), []
+    for net, share in replicas.divide(count):
+        with record_function(spans.DATA):
+            images = network_images(net, batch.images[share])
+        with record_function(spans.FORWARD):
+            logits = net(images)
+            labels = batch.labels[share].to(logits.device, non_blocking=True)
+            losses.append(F.cross_entropy(logits, labels, reduction="sum") / count)
+    with record_function(spans.BACKWARD):
+        replicas.backward(losses)
+    with record_function(spans.OPTIMIZER):
+        optimizer.step()
+    return [loss.detach() for loss in losses]
+
 
 def contestants(architecture: Architecture, placement: Placement) -> Iterator[tuple[str, Architecture, Placement]]:
-    """The run's own layout, the same function whole on its first device, and the dense network there."""
+    """The run's own layout, the same function whole on its first device, and the dense network there.
+
+    Where the run has two devices, also two replicas of the same function: data parallelism, what towers compete with.
+    """
     single = Placement(placement.devices[:1], "the first of the run's devices")
     if not placement.whole:
         yield "towers", architecture, placement
     if architecture.towers > 1:
         yield "whole", architecture, single
+    if len(distinct := tuple(dict.fromkeys(placement.devices))) > 1:
+        yield "replicas", architecture, Placement(distinct[:2], "the first two of the run's devices")
     dense = PRESETS.get(architecture.name)
     if dense is not None and dense.divides(1):
         yield "dense", replace(architecture, towers=1), single
 
 
-def described(name: str, architecture: Architecture, placement: Placement) -> dict[str, Any]:
+def described(name: str, architecture: Architecture, devices: Sequence[str]) -> dict[str, Any]:
     """What a column of compare.json says of every layout, whether it fits or not."""
     return {
         "layout": name,
         "towers": architecture.towers,
-        "devices": [str(device) for device in placement.devices],
+        "devices": list(devices),
         "parameters": architecture.parameters,
-    }
+    } | ({"replicas": len(devices)} if name == "replicas" else {})
 
 
 def compare(
@@ -174,14 +231,26 @@ def compare(
                 left_out[name] = str(error)
                 del running[name], contender
     other_load = beside.cores()
-    if not running:
-        raise DoesNotFitError(next(iter(left_out.values())))
-    base = running.get("whole") or next(iter(running.values()))
-    columns = [
-        described(*entrant) | {"does_not_fit": left_out[name]}
+    left = {
+        name: described(name, table, list(map(str, where.devices))) | {"does_not_fit": left_out[name]}
+        for name, table, where in entrants.values()
         if name in left_out
-        else running[name].result(base, ratios="whole" not in left_out)
-        for name, entrant in entrants.items()
-    ]
+    }
+    yield "", concluded(list(entrants), running, left, rounds, other_load)
+
+
+def concluded(
+    order: Sequence[str],
+    running: Mapping[str, Contender],
+    left_out: Mapping[str, dict[str, Any]],
+    rounds: int,
+    other_load: float | None,
+) -> dict[str, Any]:
+    """The comparison as compare.json has it. DoesNotFitError if no layout fits."""
+    if not running:
+        raise DoesNotFitError(next(iter(left_out.values()))["does_not_fit"])
+    base = running.get("whole") or next(iter(running.values()))
+    ratios = "whole" not in left_out
+    layouts = [left_out[name] if name in left_out else running[name].result(base, ratios) for name in order]
     settings = {"base": base.name, "rounds": rounds, "warm_up": WARM_UP, "other_load": other_load}
-    yield "", settings | {"layouts": columns}
+    return settings | {"layouts": layouts}

@@ -17,6 +17,7 @@ from splitnet.network.towers import SplitNet
 from splitnet.options import LARGEST
 from splitnet.parallel import fake
 from splitnet.parallel.fake.memory import readable
+from splitnet.parallel.replicas import GRADIENTS, Replicas
 
 _FACTORS = {
     letter + ending: base**power
@@ -90,12 +91,12 @@ class Room:
     def __init__(self, devices: Iterable[torch.device], limit: int | None) -> None:
         self.devices = [device for device in dict.fromkeys(devices) if counters(device) is not None]
         self.limit = limit
-        self.net: SplitNet | None = None
+        self.net: SplitNet | Replicas | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self._own = dict.fromkeys(self.devices, 0)
         self._others = dict(self._own)
 
-    def watch(self, net: SplitNet, optimizer: torch.optim.Optimizer) -> None:
+    def watch(self, net: SplitNet | Replicas, optimizer: torch.optim.Optimizer) -> None:
         """Whose weights, gradients and state say how far a step came."""
         self.net, self.optimizer = net, optimizer
 
@@ -167,7 +168,7 @@ def _size_in(message: str, pattern: str) -> int | None:
 def explain(
     error: torch.OutOfMemoryError,
     limit: int | None,
-    net: SplitNet | None = None,
+    net: SplitNet | Replicas | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> str:
     """One line: the device, what it was at, what that needs, and how much was missing.
@@ -184,7 +185,7 @@ def explain(
 
 
 def at_work(
-    error: BaseException, device: str, net: SplitNet | None, optimizer: torch.optim.Optimizer | None
+    error: BaseException, device: str, net: SplitNet | Replicas | None, optimizer: torch.optim.Optimizer | None
 ) -> tuple[str, str]:
     """What did not fit on a device, and what would need less.
 
@@ -194,7 +195,7 @@ def at_work(
     smaller = "; a smaller --batch-size needs less"
     notes = getattr(error, "__notes__", [])
     for row in filter(None, map(spans.exchange_of, notes)):
-        return f"the exchange before {row}", smaller
+        return (f"the exchange before {row}", smaller) if row != GRADIENTS else ("the sum of the gradients", "")
     for row in filter(None, map(spans.row_of, notes)):
         return f"forward of {row}", smaller
     if net is None or optimizer is None:
@@ -209,7 +210,7 @@ def at_work(
     return "reading the images or their loss", smaller
 
 
-def _blocks_on(net: SplitNet, device: str) -> list[Block]:
+def _blocks_on(net: SplitNet | Replicas, device: str) -> list[Block]:
     """What has its weights on a device, in the order of the parameters: tower by tower, each down the table."""
     blocks = (module for module in net.modules() if isinstance(module, Block))
     return [block for block in blocks if str(block.weight.device) == device]

@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from splitnet.equality import Comparison
+from splitnet.measure.metrics import KINDS
+from splitnet.measure.summary import REPLICAS
+from splitnet.measure.summary import heading as heading_of
 from splitnet.network.architecture import Architecture, Row
 from splitnet.parallel.placement import Placement
 
@@ -48,10 +51,9 @@ def layers(architecture: Architecture, placement: Placement, batch: int) -> Tabl
 
 
 def _holders(towers: int, placement: Placement) -> list[str]:
-    devices = list(placement.devices) * (towers if placement.whole else 1)
     if towers <= 2:
-        return [f"tower {tower}\n{device}" for tower, device in enumerate(devices)]
-    return [f"tower 0\n{devices[0]}", f"towers 1-{towers - 1}\neach"]
+        return [f"tower {tower}\n{placement.of_tower(tower)}" for tower in range(towers)]
+    return [f"tower 0\n{placement.of_tower(0)}", f"towers 1-{towers - 1}\neach"]
 
 
 def _shape(row: Row) -> str:
@@ -101,6 +103,7 @@ def results(comparison: dict[str, Any]) -> Table:
     """The layouts side by side: one column each, what was measured down the side."""
     layouts = comparison["layouts"]
     table = _table(f"Training steps, {comparison['rounds']} in alternation after {comparison['warm_up']} of warm-up")
+    table.collapse_padding = True  # five columns in 80
     table.add_column("")
     for layout in layouts:
         table.add_column(_heading(layout), justify="right")
@@ -110,41 +113,42 @@ def results(comparison: dict[str, Any]) -> Table:
     return table
 
 
-HEADINGS = {"towers": "{towers} towers", "whole": "same, whole", "dense": "dense"}
-
-
 def _heading(layout: dict[str, Any]) -> str:
-    return "\n".join([HEADINGS[layout["layout"]].format(**layout), ", ".join(dict.fromkeys(layout["devices"]))])
+    """The layout, and its devices as --devices takes them, two in a line: four columns are to fit."""
+    devices = list(dict.fromkeys(layout["devices"]))
+    pairs = (",".join(devices[i : i + 2]) for i in range(0, len(devices), 2))
+    return f"{_name(layout)}\n" + ",\n".join(pairs)
+
+
+def _name(layout: dict[str, Any]) -> str:
+    return heading_of(layout | {"devices": ()})
 
 
 def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[str]]]:
     if not all(map(_fits, layouts)):
         yield "", ["" if _fits(layout) else "does not fit" for layout in layouts]
-    yield "images/s", [_spread(layout.get("images_per_second"), 1) for layout in layouts]
+    yield "images/s", [_speed(layout.get("images_per_second")) for layout in layouts]
     yield "step ms", [_spread(layout.get("step_ms"), 0) for layout in layouts]
     if _emulated(layouts):
-        yield "step ms, emulated", [_spread(layout.get("device_step_ms"), 0) for layout in layouts]
+        yield "  emulated", [_spread(layout.get("device_step_ms"), 0) for layout in layouts]
     yield "parameters", [f"{layout['parameters']:,}" for layout in layouts]
     if len(layouts) > 1:
         [base] = [layout for layout in layouts if layout["layout"] == comparison["base"]]
-        name = HEADINGS[comparison["base"]].format(**base)
-        yield f"speed / {name}", [_spread(layout.get("ratio"), 3) for layout in layouts]
+        yield f"speed /\n  {_name(base)}", [_spread(layout.get("ratio"), 3) for layout in layouts]
     for device in dict.fromkeys(d for layout in layouts for d in layout.get("memory", {})):
-        kinds = [("peak", f"peak MiB {device}")] + [
-            (k, f"  {k}") for k in ("parameters", "gradients", "optimizer", "activations")
-        ]
-        for kind, heading in kinds:
-            yield heading, [_mib(layout.get("memory", {}).get(device), kind) for layout in layouts]
+        for kind in ("peak", *KINDS):
+            name = f"peak MiB {device}" if kind == "peak" else f"  {kind}"
+            yield name, [_mib(layout.get("memory", {}).get(device), kind) for layout in layouts]
     yield from _exchange_and_loss_rows(layouts)
 
 
 def _exchange_and_loss_rows(layouts: Sequence[dict[str, Any]]) -> Iterable[tuple[str, list[str]]]:
     for kind in ("measured", "derived") if any(layout.get("exchanged") for layout in layouts) else ():
         totals = [sum(e[kind] for e in layout["exchanged"]) if _fits(layout) else None for layout in layouts]
-        yield f"bytes a step, {kind}", ["" if total is None else f"{total:,.0f}" for total in totals]
-    for step, heading in ((0, "loss difference, first step"), (-1, "  last step")):
-        differences = [layout.get("loss_differences") for layout in layouts]
-        yield heading, ["" if d is None else f"{d[step]:.1e}" for d in differences]
+        yield f"bytes {kind}", ["" if total is None else f"{total:,.0f}" for total in totals]
+    differences = [layout.get("loss_differences") for layout in layouts]
+    yield "loss difference\n  first step", ["" if d is None else f"\n{d[0]:.1e}" for d in differences]
+    yield "  last step", ["" if d is None else f"{d[-1]:.1e}" for d in differences]
     yield "loss, last step", [number(layout["losses"][-1]) if _fits(layout) else "" for layout in layouts]
 
 
@@ -169,6 +173,8 @@ def notes(comparison: dict[str, Any]) -> str:
             " Losses differ by float32 rounding, which grows with each update,"
             " fastest under Adam: python -m splitnet.verify proves equality in float64."
         )
+    if any(layout["layout"] == "replicas" and _fits(layout) for layout in layouts):
+        lines.append(REPLICAS)
     if _emulated(layouts):
         lines.append(
             "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's, emulated"
@@ -176,10 +182,8 @@ def notes(comparison: dict[str, Any]) -> str:
         )
     if not all(layout["memory"] for layout in layouts if _fits(layout)):
         lines.append("The plain CPU has no memory counters; fake devices count (--devices fake:0, …).")
-    for layout in layouts:
-        if not _fits(layout):
-            name = HEADINGS[layout["layout"]].format(**layout)
-            lines.append(f"Does not fit ({name}): {layout['does_not_fit']}.")
+    left_out = (layout for layout in layouts if not _fits(layout))
+    lines += [f"Does not fit ({_name(layout)}): {layout['does_not_fit']}." for layout in left_out]
     return "\n".join(lines)
 
 
@@ -192,6 +196,10 @@ def exchanges(layout: dict[str, Any]) -> Table:
     for entry in layout["exchanged"]:
         table.add_row(entry["row"], f"{entry['measured']:,.0f}", f"{entry['derived']:,}")
     return table
+
+
+def _speed(spread: dict[str, float] | None) -> str:
+    return _spread(spread, 1 if spread is None or spread["greatest"] < 1000 else 0)
 
 
 def _spread(spread: dict[str, float] | None, digits: int) -> str:

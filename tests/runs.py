@@ -71,6 +71,24 @@ def comparison(**fields):
     }
 
 
+def with_replicas(**fields):
+    """The same, and two replicas that are 1.5 times as fast as the whole, with as much memory."""
+    compare = comparison()
+    replicas = layout(
+        "replicas",
+        2,
+        DEVICES,
+        1.5,
+        80,
+        replicas=2,
+        ratio=spread(1.5, 1.4, 1.6),
+        exchanged=[{"row": "gradients", "measured": 8_000_000.0, "derived": 8_000_000}],
+        loss_differences=[0.0, 1e-7, 2e-7],
+    )
+    compare["layouts"].insert(2, replicas | fields)
+    return compare
+
+
 RUN = {
     "status": "finished",
     "options": {"preset": "fashion", "towers": 2, "steps": 3, "batch_size": 16, "compare": True, "profile": True},

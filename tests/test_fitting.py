@@ -13,7 +13,7 @@ import torch
 from layouts import small
 
 from splitnet import job, run, tables
-from splitnet.comparison import Training, compare
+from splitnet.comparison import Contender, Training, compare
 from splitnet.errors import UsageError
 from splitnet.fitting import DoesNotFitError, Refusal, Room, check, explain, read_limit, read_size, snapshot
 from splitnet.measure.records import plain
@@ -426,7 +426,7 @@ def peaks(found):
 
 
 def test_each_layout_has_the_limit_to_itself(data, unlimited):
-    """All fit within the largest peak, though the three together hold more than twice that."""
+    """All fit within the largest peak, though the four together hold more than three times that."""
     highest = max(peaks(unlimited).values())
     before_all = allocated("fake:0")
     found = comparison(data, highest)
@@ -439,13 +439,13 @@ def test_each_layout_has_the_limit_to_itself(data, unlimited):
 def test_a_layout_that_misses_one_byte_is_left_out(data, unlimited, layout):
     limit = peaks(unlimited)[layout] - 1
     found = comparison(data, limit)
-    assert [c["layout"] for c in found["layouts"]] == ["towers", "whole", "dense"]
+    assert [c["layout"] for c in found["layouts"]] == ["towers", "whole", "replicas", "dense"]
     left_out = [c for c in found["layouts"] if peaks(unlimited)[c["layout"]] > limit]
     assert layout in [c["layout"] for c in left_out]
     for column in found["layouts"]:
         if column in left_out:
-            assert set(column) == {"layout", "towers", "devices", "parameters", "does_not_fit"}
-            assert re.match(r"fake:0: \S.* needs .* more than --memory-limit ", column["does_not_fit"])
+            assert set(column) - {"replicas"} == {"layout", "towers", "devices", "parameters", "does_not_fit"}
+            assert re.match(r"fake:[01]: \S.* needs .* more than --memory-limit ", column["does_not_fit"])
         else:
             assert column["step_ms"]["n"] == 2
             assert column["losses"] == next(
@@ -455,6 +455,26 @@ def test_a_layout_that_misses_one_byte_is_left_out(data, unlimited, layout):
     assert found["base"] == ("whole" if whole_fits else "towers")
     assert (found["layouts"][0]["ratio"] is not None) == whole_fits
     assert (found["layouts"][0]["loss_differences"] is not None) == whole_fits
+
+
+@pytest.mark.slow
+def test_where_replicas_do_not_fit_a_line_says_which_row_and_phase(data):
+    """From the first byte that is missed to the last: each phase is named, and on which of the two devices."""
+    training = Training([next(batches(data.train, 4, None))] * 2, "adam", None, 0)
+    full = Contender("replicas", TABLE, place(TABLE, FAKES), training).memory
+    peak = max(held.peak for held in full.values())
+    said = []
+    for limit in range(10_000, peak, peak // 60):
+        with pytest.raises(DoesNotFitError) as raised:
+            Contender("replicas", TABLE, place(TABLE, FAKES), training, limit)
+        said.append(str(raised.value))
+    named = [rf"{phase} of [a-z]+\d" for phase in ("forward", "backward", "the optimizer's state")]
+    named += ["loading the weights", "the sum of the gradients"]
+    what = "|".join([*named, "reading the images or their loss"])
+    known = [re.match(rf"(fake:[01]): ({what}) needs .* more than --memory-limit", line) for line in said]
+    assert all(known), said
+    assert {match[1] for match in known} == set(FAKES)
+    assert all(any(re.fullmatch(phase, match[2]) for match in known) for phase in named)
 
 
 def test_what_was_left_out_holds_nothing(data, unlimited):
@@ -470,14 +490,14 @@ def test_a_layout_that_stops_fitting_under_way_is_left_out(data, monkeypatch):
 
     def shrinking(room):
         count.append(room)
-        if len(count) > 3 + 3 and room is count[1]:  # the second layout in the second round
+        if len(count) > 4 + 4 and room is count[1]:  # the second layout in the second round
             room.limit = 1
         return entered(room)
 
     monkeypatch.setattr(Room, "__enter__", shrinking)
     found = comparison(data, GIB)
-    assert ["does_not_fit" in c for c in found["layouts"]] == [False, True, False]
-    assert [c["ratio"] for c in found["layouts"] if "ratio" in c] == [None, None]
+    assert ["does_not_fit" in c for c in found["layouts"]] == [False, True, False, False]
+    assert [c["ratio"] for c in found["layouts"] if "ratio" in c] == [None, None, None]
 
 
 def test_if_nothing_fits_it_is_an_error(data, unlimited):
@@ -497,15 +517,17 @@ def test_the_table_says_what_does_not_fit(data, unlimited):
     found = comparison(data, peaks(unlimited)["whole"] - 1)
     text = printed(found)
     assert max(map(len, text.splitlines())) <= 80
-    assert re.search(r"^ +does not fit +does not fit *$", text, re.MULTILINE)
+    assert re.search(r"^( +does not fit){3} *$", text, re.MULTILINE)
     assert "speed /" not in text
     joined = " ".join(text.split())
     for column in found["layouts"][1:]:
         assert f"{column['does_not_fit']}." in joined
     assert "Does not fit (same, whole): fake:0: " in joined
+    assert "Does not fit (2 replicas): fake:" in joined
+    assert "Replicas are" not in joined
     assert "nan" not in joined
     found = comparison(data, peaks(unlimited)["dense"] - 1)
-    assert "speed / same, whole" in printed(found)
+    assert re.search(r"^ speed / .*\n   same, whole ", printed(found), re.MULTILINE)
 
 
 def test_a_comparison_in_which_all_fits_says_nothing_of_it(unlimited):
@@ -548,7 +570,7 @@ def test_a_run_whose_whole_network_does_not_fit_goes_on(go, unlimited):
     assert (code, err) == (0, "")
     assert "does not fit" in out
     columns = json.loads((folder / "compare.json").read_text())["layouts"]
-    assert ["does_not_fit" in column for column in columns] == [False, True, True]
+    assert ["does_not_fit" in column for column in columns] == [False, True, True, True]
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,11 @@ def test_a_run_measures_what_it_derives(devices, small_presets, monkeypatch, tmp
     assert "emulated" not in out
     [folder] = tmp_path.iterdir()
     found = json.loads((folder / "compare.json").read_text())
-    assert [layout["layout"] for layout in found["layouts"]] == ["towers", "whole", "dense"]
-    for entry in found["layouts"][0]["exchanged"]:
-        assert entry["measured"] == entry["derived"] > 0
+    replicas = ["replicas"] * (len(set(devices)) > 1)
+    assert [layout["layout"] for layout in found["layouts"]] == ["towers", "whole", *replicas, "dense"]
     for layout in found["layouts"]:
+        assert bool(layout["exchanged"]) == (layout["layout"] in ("towers", "replicas"))
+        assert all(entry["measured"] == entry["derived"] > 0 for entry in layout["exchanged"])
         assert set(layout["memory"]) == set(layout["devices"])
         assert all(min(memory.values()) > 0 for memory in layout["memory"].values())
     assert not hasattr(torch, "fake")

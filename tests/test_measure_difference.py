@@ -168,6 +168,23 @@ def test_what_cannot_be_compared(text, found, says):
     assert "\n" not in str(caught.value)
 
 
+def test_replicas_have_figures_to_compare_and_to_gate(tmp_path):
+    old = summarise(runs.write(tmp_path / "a", compare=runs.with_replicas()))
+    new = summarise(runs.write(tmp_path / "b", compare=runs.with_replicas(ratio=runs.spread(1.2))))
+    assert gate("speed_ratio.replicas < 1.3").failure(None, old) is None
+    assert gate("speed_ratio.replicas < 1.3").failure(None, new) == "speed_ratio.replicas < 1.3: " + (
+        "speed_ratio.replicas is 1.2"
+    )
+    assert gate("bytes_exchanged.replicas > 1.01").failure(old, new) is None
+    assert gate("bytes_exchanged.replicas > 7MB").failure(old, new)
+    [row] = [row for row in differences(old, new) if row.metric == "speed_ratio.replicas"]
+    assert (row.before, row.after) == (1.5, 1.2)
+    bare = summarise(runs.write(tmp_path / "c"))
+    assert "speed_ratio.replicas" in unpaired(bare, new)[1]
+    with pytest.raises(UsageError, match=r"c has no speed_ratio\.replicas; it has"):
+        gate("speed_ratio.replicas < 1").failure(None, bare)
+
+
 def test_a_figure_that_the_first_run_lacks():
     with pytest.raises(UsageError, match="first has no speed"):
         gate("speed < 1").failure(summary(name="first"), summary(metric()))

@@ -262,6 +262,20 @@ def test_a_count_that_differs_is_said(summary):
     assert text.endswith("The counts differ.")
 
 
+def test_replicas_are_on_the_page(tmp_path, parsed):
+    assert "eplica" not in parsed.words
+    summary = summarise(runs.write(tmp_path / "b", compare=runs.with_replicas()))
+    found = Parsed(page(summary))
+    assert found.wrong == []
+    assert found.words.count("Replicas are data parallelism") == 1
+    table = page_tables.gradients(summary)
+    assert (table.title, table.rows) == ("Bytes of one step, 2 replicas", [["gradients", "8,000,000", "8,000,000"]])
+    assert table.title in found.words
+    assert charts.speed(summary).data[0]["x"] == [32, 16, 24, 8]
+    assert [row[1] for row in charts.memory(summary).tables[0].rows if "replicas" in row[0]] == ["fake:0", "fake:1"]
+    assert len(loss_charts.losses(summary).data) == 4
+
+
 def test_a_step_is_added_up_for_each_device(summary):
     content, text = page_tables.sums(summary)
     told = [[getattr(cell, "text", cell) for cell in row] for row in content.rows]

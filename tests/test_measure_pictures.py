@@ -162,6 +162,22 @@ def test_layouts_beside_each_other(summary):
     assert [row[0] for row in rows[1:]] == ["same, whole, fake:0", "dense, fake:0"]
 
 
+def test_replicas_have_their_rows_and_bars(tmp_path):
+    summary = summarise(runs.write(tmp_path / "a", compare=runs.with_replicas()))
+    text, name = markdown(summary), "2 replicas, fake:0, fake:1"
+    assert [row[0] for row in rows_of(text, "Speed")][2:] == [name, "dense, fake:0"]
+    assert rows_of(text, "Memory")[4][:2] == ["2 replicas, fake:1", "80.0"]
+    assert rows_of(text, "Exchanges")[:2] == [["fc8", "8,192", "8,192", "8,192"], ["all", "8,192", "8,192", "8,192"]]
+    assert re.search(rf"^\| {name} +\|.*\n.*\n\| gradients +\| +8,000,000 \| +8,000,000 \|$", text, re.MULTILINE)
+    assert text.count("Replicas are data parallelism") == 1
+    assert f"{name}: 24.0 (22.5-25.5) images/s" in titled(drawn(summary, "throughput.svg"))
+    assert "2 replicas, fake:1: parameters 10 MiB" in titled(drawn(summary, "memory.svg"))
+
+
+def test_a_run_without_replicas_says_nothing_of_them(summary):
+    assert "eplica" not in markdown(summary)
+
+
 def test_memory_lanes_exchanges_and_layers(summary):
     text = markdown(summary)
     assert rows_of(text, "Memory")[1] == ["2 towers, fake:1", "40.0", "5.0", "5.0", "10.0", "20.0"]

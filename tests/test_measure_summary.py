@@ -135,6 +135,44 @@ def verdict(tmp_path, run=runs.RUN, **settings):
     return summarise(runs.write(tmp_path / "v", run=run, **settings)).verdict
 
 
+def test_replicas_are_told_beside(tmp_path):
+    found = summarise(runs.write(tmp_path / "a", compare=runs.with_replicas()))
+    before = summarise(runs.write(tmp_path / "b"))
+    clause = "; they exchange 8,192 bytes a step, two replicas of the whole network 8.0 MB."
+    assert found.verdict == before.verdict.removesuffix(".") + clause
+    assert found.replicas["layout"] == "replicas"
+    assert before.replicas is None
+    others = {m.name: m for m in found.metrics if m not in before.metrics}
+    assert {name: m.value for name, m in others.items()} == {
+        "images_per_second.replicas": 24,
+        "step_ms.replicas": pytest.approx(1000 / 1.5),
+        "device_step_ms.replicas": pytest.approx(500 / 1.5),
+        "peak_bytes.replicas": 80 * MIB,
+        "bytes_exchanged.replicas": 8_000_000,
+        "loss_difference.replicas": 2e-7,
+        "speed_ratio.replicas": 1.5,
+    }
+    assert (others["speed_ratio.replicas"].least, others["speed_ratio.replicas"].greatest) == (1.4, 1.6)
+
+
+def test_replicas_are_not_beside_themselves(tmp_path):
+    compare = runs.with_replicas()
+    del compare["layouts"][0]
+    compare["layouts"].reverse()
+    assert summarise(runs.write(tmp_path / "a", compare=compare)).replicas["layout"] == "replicas"
+    compare["layouts"].sort(key=lambda layout: layout["layout"] != "replicas")
+    assert summarise(runs.write(tmp_path / "b", compare=compare)).replicas is None
+
+
+def test_replicas_that_do_not_fit_exchange_nothing(tmp_path):
+    compare = runs.with_replicas()
+    compare["layouts"][2] = {"layout": "replicas", "replicas": 2, "towers": 2, "devices": ["a"], "does_not_fit": "full"}
+    found = summarise(runs.write(tmp_path / "a", compare=compare))
+    assert found.replicas is None
+    assert found.verdict == summarise(runs.write(tmp_path / "b")).verdict
+    assert [m.name for m in found.metrics if m.name.endswith(".replicas")] == []
+
+
 def test_an_interval_with_1_in_it_is_no_difference(tmp_path):
     compare = runs.comparison(ratio=runs.spread(1.03) | {"low": 0.99, "high": 1.07})
     said = verdict(tmp_path, on_gpus(), compare=compare, trace=False)
@@ -280,6 +318,7 @@ def test_a_loss_that_ran_away_is_no_figure(tmp_path):
 
 
 def test_headings():
+    assert heading({"layout": "replicas", "replicas": 2, "devices": ["a", "b"]}) == "2 replicas, a, b"
     assert heading({"layout": "towers", "towers": 2, "devices": ["a", "b"]}) == "2 towers, a, b"
     assert heading({"layout": "towers", "towers": 2, "devices": ["a", "b"]}, "b") == "2 towers, b"
     assert heading({"layout": "whole", "towers": 2, "devices": ["a"]}) == "same, whole, a"

@@ -8,7 +8,7 @@ from splitnet.measure import metrics
 from splitnet.measure.difference import Difference, circumstances, differences, unlike, unpaired
 from splitnet.measure.metrics import KINDS, MIB, SHARES, figure
 from splitnet.measure.pictures import pictures
-from splitnet.measure.summary import Summary, fits, heading, other_load, timed
+from splitnet.measure.summary import REPLICAS, Summary, fits, heading, other_load, timed
 
 EMULATED = (
     "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's; the devices'"
@@ -80,7 +80,7 @@ def _speed(summary: Summary) -> Iterator[str]:
     clock = "step ms, emulated" if summary.emulated else "step ms, device"
     yield table(["layout", "images/s", "step ms, wall", clock, f"speed / {base}{', 99 %' * known}", "parameters"], rows)
     if rows and summary.comparison:
-        yield _notes(summary.comparison)
+        yield _notes(summary.comparison) + f" {REPLICAS}" * (summary.replicas is not None)
     yield "\n".join(f"- {_text(line)}" for line in unfit)
     trained = summary.metric("training_images_per_second")
     if trained is not None:
@@ -152,6 +152,9 @@ def _exchanges(summary: Summary) -> Iterator[str]:
     yield table(["before", "bytes measured", "bytes derived", *["bytes in the trace"] * (known is not None)], rows)
     if rows:
         yield f"Of one step, forward and backward. {SHARED if summary.shared else ''}".rstrip()
+    if (other := summary.replicas) is not None:
+        rows = [[e["row"], *(f"{e[kind]:,.0f}" for kind in ("measured", "derived"))] for e in other["exchanged"]]
+        yield table([heading(other), "bytes measured", "bytes derived"], rows)
 
 
 def _layers(summary: Summary) -> Iterator[str]:

@@ -71,6 +71,16 @@ def from_comparison(own: Figures, base: Figures | None) -> list[Metric]:
     return figures
 
 
+def from_replicas(layout: Figures) -> Iterator[Metric]:
+    """The same of the function in data parallel, each name with ".replicas" at its end."""
+    for metric in _of_layout(layout):
+        if "." not in metric.name:
+            yield replace(metric, name=f"{metric.name}.replicas", text=f"{metric.text}, replicas")
+    if ratio := layout.get("ratio"):
+        text = "speed / that of the base layout, replicas"
+        yield Metric("speed_ratio.replicas", ratio["median"], "", "higher", text, *interval(ratio))
+
+
 def interval(ratio: Figures) -> tuple[float, float]:
     """Where the typical ratio lies: its 99 % interval, or the range where too few were taken for one."""
     if ratio.get("low") is None or ratio.get("high") is None:

@@ -23,7 +23,7 @@ from splitnet.measure.elements import (
 )
 from splitnet.measure.markdown import EMULATED
 from splitnet.measure.step_chart import step_chart
-from splitnet.measure.summary import Summary, fits, heading, other_load
+from splitnet.measure.summary import REPLICAS, Summary, fits, heading, other_load
 
 ABSENT = {
     "compare.json": "No comparison was made.",
@@ -142,10 +142,11 @@ def _speed(summary: Summary, plain: dict[str, str]) -> str:
         f"{summary.comparison['rounds']} steps of each layout in alternation, every device synchronised at both ends."
     )
     text = f"{text} {other_load(summary.comparison)}".rstrip()
+    replicas = paragraph(REPLICAS, "note") if summary.replicas is not None else ""
     unfit = [entry for entry in summary.layouts if not fits(entry)]
     told = listed(f"{heading(entry)} does not fit: {entry['does_not_fit']}" for entry in unfit)
     bars = [plain[name] for name in ("throughput", "peaks") if name in plain]
-    return (paragraph(text) + pair(*bars) if bars else "") + told
+    return (paragraph(text) + pair(*bars) + replicas if bars else "") + told
 
 
 def _step(summary: Summary, chart: Chart | None) -> str:
@@ -166,7 +167,7 @@ def _step(summary: Summary, chart: Chart | None) -> str:
 def _exchanges(summary: Summary) -> str:
     content, text = page_tables.exchanges(summary)
     if content.rows:
-        return paragraph(text) + table(content)
+        return paragraph(text) + table(content) + table(page_tables.gradients(summary), caption=True)
     if summary.comparison is None and summary.timeline is None:
         return _absent(summary, "compare.json")
     return paragraph("No bytes cross from device to device.", "absent")

@@ -6,7 +6,7 @@ from typing import Any
 
 from splitnet.measure.elements import Bar, Table
 from splitnet.measure.markdown import SHARED, value
-from splitnet.measure.summary import Summary
+from splitnet.measure.summary import Summary, heading
 from splitnet.measure.timeline import Lane
 
 Times = dict[tuple[str, str, int], float]
@@ -66,6 +66,15 @@ def exchanges(summary: Summary) -> tuple[Table, str]:
         text += " All counts agree." if agree else " The counts differ."
     text += f" {SHARED}" if summary.shared else ""
     return Table(title, ["before", *kinds, "agree"], rows, total=several), text
+
+
+def gradients(summary: Summary) -> Table:
+    """Bytes of one step of the same function in data parallel; no rows where it was not measured."""
+    other = summary.replicas
+    entries = other["exchanged"] if other is not None else []
+    rows = [[entry["row"], *(f"{entry[kind]:,.0f}" for kind in ("measured", "derived"))] for entry in entries]
+    name = heading(other | {"devices": ()}) if other is not None else "replicas"
+    return Table(f"Bytes of one step, {name}", ["of", "measured (ledger)", "derived (table)"], rows)
 
 
 def _agree(same: bool, kinds: Sequence[str]) -> str:

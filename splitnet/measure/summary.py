@@ -59,6 +59,12 @@ class Summary:
         return others.get(self.comparison["base"], others.get("whole"))
 
     @property
+    def replicas(self) -> dict[str, Any] | None:
+        """The same function in data parallel, beside the run's own layout; None if it was not measured."""
+        others = (layout for layout in self.measured if layout is not self.own)
+        return next((layout for layout in others if layout["layout"] == "replicas"), None)
+
+    @property
     def command(self) -> str:
         """The run's command line, for a shell; "" if none was kept."""
         words = self.run.get("command")
@@ -79,7 +85,8 @@ class Summary:
             return None
         found: dict[str, int] = {}
         for (row, *_), size in self.timeline.exchanged(step).items():
-            found[row] = found.get(row, 0) + size
+            if row:  # the others are what ranks tell each other beside activations
+                found[row] = found.get(row, 0) + size
         return found
 
     def metric(self, name: str) -> Metric | None:
@@ -152,17 +159,25 @@ def _figures(found: Summary) -> Iterator[Metric]:
     own, base = found.own, found.base
     if own is not None and "does_not_fit" not in own:
         yield from metrics.from_comparison(own, None if base is None or "does_not_fit" in base else base)
+    if found.replicas is not None:
+        yield from metrics.from_replicas(found.replicas)
     yield from metrics.from_records(found.steps, found.tests)
     if found.timeline is not None:
         yield from metrics.from_timeline(found.timeline)
 
 
-HEADINGS = {"towers": "{towers} towers", "whole": "same, whole"}
+HEADINGS = {"towers": "{towers} towers", "whole": "same, whole", "replicas": "{replicas} replicas"}
+
+REPLICAS = (
+    "Replicas are data parallelism: each holds the whole network, takes its share of the images, and gets the sum of"
+    " all gradients when backward is over."
+)
 
 
 def heading(layout: dict[str, Any], device: str = "") -> str:
     """A layout's name in tables and pictures; with one of its devices, or all."""
-    name = HEADINGS.get(layout["layout"], layout["layout"]).format(towers=layout.get("towers", ""))
+    counts = {what: layout.get(what, "") for what in ("towers", "replicas")}
+    name = HEADINGS.get(layout["layout"], layout["layout"]).format(**counts)
     where = device or ", ".join(dict.fromkeys(layout.get("devices") or ()))
     return f"{name}, {where}" if where else name
 
@@ -178,7 +193,7 @@ def verdict(found: Summary) -> str:
     if own is not None and "does_not_fit" in own:
         clauses = [f"do{'es' * _single(found)} not fit: {own['does_not_fit'].rstrip('.')}"]
     else:
-        clauses = [" and ".join(filter(None, (_speed(found), _memory(found)))), _exposed(found)]
+        clauses = [" and ".join(filter(None, (_speed(found), _memory(found)))), _exposed(found), _replicas(found)]
     return f"{_who(found)} {'; '.join(filter(None, (*clauses, _end(found))))}."
 
 
@@ -247,6 +262,20 @@ def _exposed(found: Summary) -> str:
     if not shares or found.traced() is None or not (found.own or {"exchanged": True})["exchanged"]:
         return ""
     return f"exchanges take {max(shares):.1f} % of a step"
+
+
+def _replicas(found: Summary) -> str:
+    """What the same function in data parallel exchanges, beside the run's own layout."""
+    other, own = found.replicas, found.own
+    if other is None or own is None or not fits(own):
+        return ""
+    ours, theirs = (sum(entry["measured"] for entry in layout["exchanged"]) for layout in (own, other))
+    many = NUMBERS[n].lower() if 0 <= (n := other.get("replicas", 0)) < len(NUMBERS) else f"{n:,}"
+    return f"they exchange {_megabytes(ours)} a step, {many} replicas of the whole network {_megabytes(theirs)}"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,.0f} bytes"
 
 
 def _end(found: Summary) -> str:
