@@ -94,7 +94,7 @@ def logs(run: Path, target: Path, split: bool) -> None:
     for process, trace in traces.items():
         parts = plugin_copy.split(trace) or {process: trace}  # nothing to split where no device has a lane
         for device, part in parts.items():
-            name = device if len(traces) == 1 else f"{process}_{device}"
+            name = device if len(traces) == 1 else process if len(parts) == 1 else f"{process}_{device}"
             with gzip.open(folder / f"{name}{ENDING}", "wt", encoding="utf-8") as file:
                 json.dump(part, file)
 

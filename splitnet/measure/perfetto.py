@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from splitnet.errors import UsageError
+from splitnet.measure.reading import ranks
 
 HOST = "127.0.0.1"
 
@@ -44,6 +45,22 @@ where s.category = 'gpu_memcpy' and s.name glob '*PtoP*'
 order by s.ts, 4
 """
 """Each copy between two devices once, though both of its ends have a record of it."""
+
+COLLECTIVES = """
+select
+  extract_arg(s.arg_set_id, 'args.step') "step",
+  extract_arg(s.arg_set_id, 'args.row') "row",
+  extract_arg(s.arg_set_id, 'args.phase') phase,
+  extract_arg(s.arg_set_id, 'args.collective') collective,
+  extract_arg(s.arg_set_id, 'args.rank') "rank",
+  extract_arg(s.arg_set_id, 'args.bytes') bytes,
+  s.dur / 1e6 ms,
+  s.ts / 1e6 at_ms
+from slice s
+where s.category = 'collective'
+order by s.ts, 5
+"""
+"""Each collective on each rank, with the bytes that the rank puts in; waiting for the others is part of its time."""
 
 
 def listen(port: int) -> socket.socket:
@@ -158,19 +175,21 @@ def web() -> Path:
 
 
 def startup(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Perfetto's commands that open the devices' tracks and show the exchanges."""
+    """Perfetto's commands that open the tracks of devices or ranks and show the exchanges."""
     groups = [re.escape(name).replace("\\ ", " ") for _, name in sorted(tracks(trace).items())]
     expand = {"id": "dev.perfetto.ExpandTracksByRegex", "args": [f"^({'|'.join(groups)})"]}
     names = trace.get("splitnet", {}).get("devices", [])
     query = EXCHANGES.format(source=_named("fromDevice", names), target=_named("toDevice", names))
+    query = COLLECTIVES if ranks(trace) else query
     table = {"id": "dev.perfetto.RunQueryAndShowTab", "args": [" ".join(query.split())]}
     return [expand, table] if groups else [table]
 
 
 def tracks(trace: Mapping[str, Any]) -> dict[int, str]:
-    """The name of each device's group of tracks."""
+    """The name of each device's or rank's group of tracks."""
     events = trace["traceEvents"]
     devices = {e["pid"] for e in events if e.get("cat") in ("kernel", "gpu_memcpy")}
+    devices |= {process for rank in ranks(trace) for process in rank.processes}
     names = {e.get("pid"): e["args"]["name"] for e in events if e["ph"] == "M" and e.get("name") == "process_name"}
     return {device: names[device] for device in devices if device in names}
 

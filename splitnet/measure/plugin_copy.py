@@ -8,10 +8,15 @@
     gpu_user_annotation                       a step         none: a step would be counted twice
     memory as a counter                       -              none: it draws its own
     nccl:* where the CPU asked for them       communication  one where each kernel ran, with the kernel's bytes
+    gloo:* for a collective in an exchange    communication  one for each, from the call to where its thread goes on
+    gloo:* beside NCCL                        communication  none: it wants one library
+    on a CPU with gloo, what does not compute computing      an annotation, which it leaves out: spans, c10d::*, and
+                                                             operations that a collective is in or that are in one
     a kernel that writes to another device    computing      a copy
 
 Its Distributed view wants a file for each device, in which gloo's or NCCL's collectives alone are communication:
-`split` makes them from one process with several devices, and borrows gloo's names for the exchanges.
+`split` makes them from one process with several devices, and borrows gloo's names for the exchanges. It knows neither
+gather nor scatter: they stand there as all_gather and reduce_scatter.
 """
 
 from collections import defaultdict
@@ -19,9 +24,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from splitnet import spans
+from splitnet.measure.cpu_work import Collective, collectives, not_computing
+from splitnet.measure.crossing import kind_of
 from splitnet.measure.kineto import LOADING
+from splitnet.measure.reading import works
 from splitnet.measure.timeline import Timeline
-from splitnet.measure.work import COMMUNICATION, DEVICE_CATEGORIES, Work, nccl_bytes, ns, works
+from splitnet.measure.work import COMMUNICATION, DEVICE_CATEGORIES, Work, nccl_bytes, ns, slices
 
 Event = Mapping[str, Any]
 
@@ -35,6 +43,8 @@ _COLLECTIVES = {
 }
 """By part of an NCCL kernel's name, the more special first; the plugin knows no others."""
 
+_BORROWED = {"gather": "all_gather", "scatter": "reduce_scatter"}
+
 _COLLECTIVE_THREADS = 10_000_000
 """Collectives are on threads of their own: what is on one thread may not overlap partly."""
 
@@ -42,9 +52,25 @@ _COLLECTIVE_THREADS = 10_000_000
 def corrected(trace: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what torch.profiler of torch 2 wrote. The trace itself stays as it is."""
     done = works(trace)
+    on_cpu = not any(w.event.get("cat") in DEVICE_CATEGORIES for w in done)
+    exchanged = collectives(slices(trace)) if on_cpu else []
+    hidden = {id(record) for one in exchanged for record in one.records}
+    if any(_collective(w.event) for w in done):
+        hidden |= {id(e) for e in slices(trace) if e["name"].startswith("gloo:")}
     sending = {id(w.event): w for w in done if w.event["cat"] == "kernel" and w.target is not None}
-    copies = (_corrected(event, sending.get(id(event))) for event in trace["traceEvents"])
-    return _with_events(trace, [*(copy for copy in copies if copy), *_nccl_annotations(done, _process(trace))])
+    waiting = {id(e) for e in not_computing(slices(trace), exchanged)} if on_cpu else set()
+    lasts = {id(w.event): (w.end - w.start) / 1000 for w in done if w.event["name"].startswith("gloo:")}
+    copies = [
+        _corrected({**e, "dur": lasts[id(e)]}, None)
+        if id(e) in lasts
+        else _corrected(e, sending.get(id(e)))
+        if id(e) not in waiting
+        else {**e, "cat": "user_annotation"}
+        for e in trace["traceEvents"]
+        if id(e) not in hidden
+    ]
+    copies += [*_nccl_annotations(done, _process(trace)), *_gloo_annotations(exchanged, trace)]
+    return _with_events(trace, [copy for copy in copies if copy])
 
 
 def split(trace: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -96,7 +122,7 @@ def _nccl_annotations(done: Iterable[Work], process: Any) -> Iterator[Event]:
     seen = set()
     for work in done:
         event = work.event
-        name = _collective(event["name"]) if event["cat"] == "kernel" and work.kind == COMMUNICATION else None
+        name = _collective(event) if work.kind == COMMUNICATION else None
         identity = event["args"].get("External id")
         if name is None or identity is None or identity in seen:
             continue
@@ -106,10 +132,31 @@ def _nccl_annotations(done: Iterable[Work], process: Any) -> Iterator[Event]:
         yield _annotation(f"nccl:{name}", (process, thread), (event["ts"], event["dur"]), identity, size)
 
 
-def _collective(kernel: str) -> str | None:
-    """`all_gather` for ncclDevKernel_AllGather_RING_LL(…)."""
-    called = kernel.lower().replace("_", "")
-    return next((name for part, name in _COLLECTIVES.items() if "nccl" in called and part in called), None)
+def _collective(event: Event) -> str | None:
+    """`all_gather` for ncclDevKernel_AllGather_RING_LL(…); None for what is no kernel of a collective."""
+    called = event["name"].lower().replace("_", "")
+    if event.get("cat") != "kernel" or "nccl" not in called:
+        return None
+    if "sendrecv" in called:  # what gather and scatter are made of
+        return _BORROWED.get(event["args"].get("Collective name", ""))
+    return next((name for part, name in _COLLECTIVES.items() if part in called), None)
+
+
+# gloo
+
+
+def _gloo_annotations(exchanged: Iterable[Collective], trace: Mapping[str, Any]) -> Iterator[Event]:
+    """One for each collective in an exchange: gloo makes several of one, and begins after the others have come."""
+    for identity, one in enumerate(exchanged, start=_free(trace)):
+        kind = kind_of(one.call) or ""
+        times = (one.start / 1000, (one.end - one.start) / 1000)
+        name = f"gloo:{_BORROWED.get(kind, kind)}"
+        yield _annotation(name, (_process(trace), _COLLECTIVE_THREADS), times, identity, one.bytes)
+
+
+def _free(trace: Mapping[str, Any]) -> int:
+    """An External id that nothing has, and none above it."""
+    return 1 + max((e["args"].get("External id", 0) for e in trace["traceEvents"] if "args" in e), default=0)
 
 
 def _annotation(
@@ -184,8 +231,7 @@ def _exchanges(timeline: Timeline) -> dict[int, list[_Exchange]]:
 
 
 def _annotations(exchanges: Iterable[_Exchange], trace: Mapping[str, Any]) -> Iterator[Event]:
-    free = 1 + max((e["args"].get("External id", 0) for e in trace["traceEvents"] if "args" in e), default=0)
     place = (_process(trace), _COLLECTIVE_THREADS)
-    for identity, (phase, row, start, end, size) in enumerate(exchanges, start=free):
+    for identity, (phase, row, start, end, size) in enumerate(exchanges, start=_free(trace)):
         name = "gloo:reduce_scatter" if phase == "backward" else "gloo:all_gather"
         yield _annotation(name, place, (start, round(end - start, 3)), identity, size, row=row)

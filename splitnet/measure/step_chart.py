@@ -6,10 +6,10 @@ from typing import Any
 
 from splitnet.measure.charts import axis, layout
 from splitnet.measure.elements import Chart, Key, Table, literal
-from splitnet.measure.step_picture import kind
+from splitnet.measure.step_picture import about_ranks, kind, lane_names
 from splitnet.measure.summary import Summary
 from splitnet.measure.svg import ink
-from splitnet.measure.timeline import Operation, Timeline, crossings
+from splitnet.measure.timeline import Operation, Timeline
 
 MOST = 4000
 """Operations drawn; a bar each, and plotly has room for some thousand."""
@@ -26,19 +26,21 @@ def step_chart(summary: Summary) -> Chart | None:
         return None
     every = found.operations(step)
     drawn = _drawn(every)
-    lanes = [lane for lane in found.lanes() if lane.step == step]
-    length = max([lane.total for lane in lanes] + [op.start + op.duration for op in every], default=0.0) / 1000
+    begun, over = found.extent(step)
+    length = max([(over - begun) / 1000] + [op.start + op.duration for op in every]) / 1000
     if length <= 0 or not drawn:
         return None
-    crossed = list(crossings(every))
+    crossed = found.crossings(step)
     kinds = dict.fromkeys(kind(op) for op in sorted(drawn, key=lambda op: (op.kind != "compute", op.start)))
     bars = [_bars(found, name, [op for op in drawn if kind(op) == name], crossed) for name in kinds]
     clock = "on the emulated devices’ clocks" if found.emulated else "on the devices"
+    clock = f"on {len(found.ranks)} rank{'s' * (len(found.ranks) != 1)}" if found.ranks else clock
     number = step.partition("#")[2] or step
     median = f", the median of {len(found.steps):,}" if len(found.steps) > 1 else ""
     text = f"Step {number}{median}: {length:,.1f} ms {clock}, {len(every):,} operations"
     text += f" (the {MOST:,} longest drawn)" if len(drawn) < len(every) else ""
     text += f", {len(crossed):,} exchange{'s' * (len(crossed) != 1)} (arrows)."
+    text += "".join(f" {sentence}" for sentence in about_ranks(found))
     return Chart(
         "timeline",
         "Timeline",
@@ -66,6 +68,8 @@ def told(found: Timeline, op: Operation) -> str:
     if op.kind == "communication" and op.target is not None:
         before = f"before {op.row}, {op.phase}" if op.row else op.phase
         what = f"exchange {before}: {found.name(op.source)} to {found.name(op.target)}".replace(" :", ":")
+    elif _is_collective(op):
+        what = f"exchange before {op.row}, {op.phase}: {op.name} on {found.name(op.device)}"
     else:
         what = f"{what}: {op.name} on {found.name(op.device)}" if what else f"{op.name} on {found.name(op.device)}"
     return f"{what}{size}, at {op.start / 1000:,.3f} ms, takes {op.duration / 1000:,.3f} ms"
@@ -78,7 +82,7 @@ def _ms(time: float) -> float:
 def _bars(found: Timeline, name: str, operations: Sequence[Operation], crossed: Sequence[Operation]) -> dict[str, Any]:
     """Operations of one kind. `customdata`: the device; and "x" for an exchange, once though both ends are drawn."""
     place, high = COMPUTE if operations[0].kind == "compute" else COPIES
-    once = {id(op) for op in crossed}
+    once = set(crossed)
     return {
         "type": "bar",
         "orientation": "h",
@@ -89,10 +93,15 @@ def _bars(found: Timeline, name: str, operations: Sequence[Operation], crossed: 
         "y": [op.device + place for op in operations],
         "width": high,
         "marker": {"color": ink(name), "line": {"width": 0}, "opacity": list(_shades(operations))},
-        "customdata": [f"{op.device}{'x' * (id(op) in once)}" for op in operations],
+        "customdata": [f"{op.device}{'x' * (op in once or _is_collective(op))}" for op in operations],
         "hovertext": [literal(told(found, op)) for op in operations],
         "hovertemplate": "%{hovertext}<extra></extra>",
     }
+
+
+def _is_collective(op: Operation) -> bool:
+    """Each rank has its own record of one."""
+    return op.kind == "communication" and op.target is None and bool(op.row)
 
 
 def _shades(operations: Sequence[Operation]) -> Iterator[float]:
@@ -167,7 +176,7 @@ def _lanes(found: Timeline, length: float) -> dict[str, Any]:
         xaxis=axis("ms from the start of the step", range=[0, length], fixedrange=False),
         yaxis=axis(
             tickvals=list(range(count)),
-            ticktext=[literal(name) for name in found.devices],
+            ticktext=["<br>".join(map(literal, names)) for names in lane_names(found)],
             range=[count - 0.5, -0.5],
             showgrid=False,
             ticklabelstandoff=6,

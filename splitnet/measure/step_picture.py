@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from splitnet.measure.summary import Summary
 from splitnet.measure.svg import INKS, RIGHT, WIDTH, Drawing, ink, ticks
-from splitnet.measure.timeline import Operation, Timeline, crossings
+from splitnet.measure.timeline import Operation, Timeline
 
 LANE, COPIES, GAP, EDGE = 30, 12, 34, 76
 """Heights of a device's compute and copies, the room between devices, and the left margin, in pixels."""
@@ -17,10 +17,12 @@ def step_picture(summary: Summary) -> Drawing | None:
         return None
     step = found.median_step()
     operations, lanes = found.operations(step), [lane for lane in found.lanes() if lane.step == step]
-    length = max([lane.total for lane in lanes] + [op.start + op.duration for op in operations], default=0.0)
+    begun, over = found.extent(step)
+    length = max([(over - begun) / 1000] + [op.start + op.duration for op in operations])
     if length <= 0:
         return None
     clock = "the emulated devices' clocks" if found.emulated else "the devices' time"
+    clock = f"{len(found.ranks)} rank{'s' * (len(found.ranks) != 1)}" if found.ranks else clock
     said = [
         f"{found.name(lane.device)} computes {100 * lane.busy / lane.total:.1f} % of it, waits for exchanges"
         f" {100 * lane.exposed / lane.total:.1f} % and is idle {100 * lane.idle / lane.total:.1f} %"
@@ -28,16 +30,39 @@ def step_picture(summary: Summary) -> Drawing | None:
         if lane.total > 0
     ]
     title = f"One training step ({length / 1000:,.1f} ms on {clock})"
-    drawing = Drawing(title, "; ".join(said) + ".", WIDTH, 88 + (LANE + COPIES + GAP) * len(found.devices))
+    text = " ".join(["; ".join(said) + ".", *about_ranks(found)])
+    drawing = Drawing(title, text, WIDTH, 88 + (LANE + COPIES + GAP) * len(found.devices))
     scale = (WIDTH - EDGE - RIGHT) / length
     _ruler(drawing, length, scale)
     for device in range(len(found.devices)):
         _lane(drawing, found, [op for op in operations if op.device == device], device, scale)
-    for op in crossings(operations):
+    for op in found.crossings(step):
         _arrow(drawing, op, scale)
     kinds = dict.fromkeys(kind(op) for op in sorted(operations, key=lambda op: (op.kind != "compute", op.start)))
     drawing.legend(drawing.height - 14, {name: ink(name) for name in kinds}, EDGE)
     return drawing
+
+
+def about_ranks(found: Timeline) -> list[str]:
+    """Sentences on whose time it is where each process has a lane; none where one process has them all."""
+    if not found.ranks:
+        return []
+    said = ["A collective begins when its rank comes to it: waiting for the others is part of it."]
+    if any(rank.device == "cpu" for rank in found.ranks):
+        said.append("Ranks on CPUs are drawn in wall time, on cores that they may share.")
+    error = max(rank.clock_error for rank in found.ranks) / 1000
+    if len({rank.host for rank in found.ranks}) > 1:
+        said.append(f"Clocks of hosts were compared before; ranks may stand up to {error:,.3f} ms apart.")
+    return said
+
+
+def lane_names(found: Timeline) -> list[tuple[str, ...]]:
+    """The lines beside each lane: its device, or its rank and tower."""
+    if not found.ranks:
+        return [(name,) for name in found.devices]
+    several = any(rank.replica for rank in found.ranks)
+    towers = [f"{rank.replica}, " * several + f"tower {rank.tower}" for rank in found.ranks]
+    return list(zip(found.devices, towers, strict=True))
 
 
 def kind(op: Operation) -> str:
@@ -63,8 +88,9 @@ def _ruler(drawing: Drawing, length: float, scale: float) -> None:
 
 def _lane(drawing: Drawing, found: Timeline, operations: Sequence[Operation], device: int, scale: float) -> None:
     y = _top(device)
-    drawing.word(EDGE - 8, y + LANE / 2 + 4, found.name(device), "end")
-    drawing.word(EDGE - 8, y + LANE + COPIES - 1, "copies", "end", "soft")
+    name, *more = lane_names(found)[device]
+    drawing.word(EDGE - 8, y + LANE / 2 + 4, name, "end")
+    drawing.word(EDGE - 8, y + LANE + COPIES - 1, more[0] if more else "copies", "end", "soft")
     computed = sorted((op for op in operations if op.kind == "compute"), key=lambda op: op.start)
     for run in _runs(computed, 0.3 / scale):
         first, end = run[0], run[-1].start + run[-1].duration

@@ -1,7 +1,8 @@
 """A trace as intervals: what each device spent a step on, and which bytes crossed. No torch needed.
 
-Reads what `kineto` writes for fake devices and what torch.profiler writes on CUDA, with NCCL, and on the plain CPU
-with gloo (which is one device then, of the process's rank).
+Reads what `kineto` writes for fake devices, what torch.profiler writes on CUDA, with NCCL, and on the plain CPU with
+gloo (which is one device then, of the process's rank), and what `ranks` makes of the traces of several processes: each
+rank is a device then, whatever it computes on.
 """
 
 import gzip
@@ -9,14 +10,16 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import median_low
 from typing import Any
 
 from splitnet.errors import UsageError
+from splitnet.measure.crossing import Crossing, crossed
 from splitnet.measure.kineto import SCHEMA
+from splitnet.measure.reading import Rank, parts, ranks, works
 from splitnet.measure.records import NewerSchemaError
 from splitnet.measure.work import (
     COMMUNICATION,
@@ -27,7 +30,6 @@ from splitnet.measure.work import (
     is_emulated,
     slices,
     span,
-    works,
 )
 
 Window = tuple[int, int]
@@ -36,7 +38,10 @@ Exchanged = dict[tuple[str, str, int | None, int | None], int]
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """What one device spent one step on, in microseconds: busy + exposed + input + idle = total."""
+    """What one device spent one step on, in microseconds: busy + exposed + input + idle = total.
+
+    A collective lasts from when this device comes to it: that it waits for the others is communication.
+    """
 
     device: int
     step: str
@@ -47,13 +52,13 @@ class Lane:
     exposed: float
     """Communication during which nothing was computed."""
     input: float
-    """Copies from and to the host that hid behind neither."""
+    """Copies from and to the host, or a CPU's reading of images, that hid behind neither."""
     idle: float
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Something that a device did in a step. Times in microseconds, `start` from the step's start."""
+    """Something that a device did in a step. Times in microseconds, `start` from where the first device began it."""
 
     device: int
     kind: str
@@ -73,12 +78,14 @@ class Timeline:
     """A trace read: its devices, its steps, and what happened in them.
 
     A step's window is the CPU's `ProfilerStep#n`, at whose ends all devices are synchronised; of a fake device its
-    own, on the clocks. A trace without steps is one
-    step. An operation belongs to the step that its middle is in; a lane has the part of it that is inside.
+    own, on the clocks; of a rank its own process's. A trace without steps is one step. An operation belongs to the step
+    that its middle is in; a lane has the part of it that is inside.
     """
 
     def __init__(self, trace: Mapping[str, Any]) -> None:
         self.emulated = is_emulated(trace)
+        self.ranks = ranks(trace)
+        """The processes that have a lane each; none where one process has them all."""
         self._works = works(trace)
         present = {work.device for work in self._works}
         header = trace.get("splitnet", {}).get("devices")
@@ -107,13 +114,22 @@ class Timeline:
 
     def operations(self, step: str) -> list[Operation]:
         """By start. What began before the step has a start below 0."""
-        return [_operation(work, self.window(step, work.device)[0]) for work in self.works(step)]
+        begun = self.extent(step)[0]
+        return [_operation(work, begun) for work in self.works(step)]
+
+    def crossings(self, step: str) -> list[Operation]:
+        """What went from device to device, each once: copies, and what collectives carried from rank to rank."""
+        begun = self.extent(step)[0]
+        between = [_operation(one.work, begun) for one in self.crossed(step)]
+        return sorted([*_copies(self.operations(step)), *between], key=lambda op: op.start)
 
     def exchanged(self, step: str) -> Exchanged:
         """Bytes that crossed, by (row, phase, source, target), each copy once; (…, device, None) in a collective."""
         found: defaultdict[tuple[str, str, int | None, int | None], int] = defaultdict(int)
-        for work in self.works(step):
-            if work.kind == COMMUNICATION and work.counted and work.bytes is not None:
+        between = self.crossed(step)
+        told = {id(work) for one in between for work in (one.sender, one.reader)}
+        for work in (*self.works(step), *(one.work for one in between)):
+            if work.kind == COMMUNICATION and work.counted and work.bytes is not None and id(work) not in told:
                 found[work.row, work.phase, work.source, work.target] += work.bytes
         return dict(found)
 
@@ -145,6 +161,15 @@ class Timeline:
         windows = self._windows[step]
         return windows.get(device, windows.get(_CPU, (0, 0)))
 
+    def extent(self, step: str) -> Window:
+        """From where the first device begins a step to where the last one ends it: ranks are not at one."""
+        windows = [self.window(step, device) for device in self._devices] or [(0, 0)]
+        return min(start for start, _ in windows), max(end for _, end in windows)
+
+    def crossed(self, step: str) -> list[Crossing]:
+        """What collectives carried from rank to rank."""
+        return crossed(self.works(step), self.ranks) if self.ranks else []
+
     def _length(self, step: str, device: int) -> int:
         start, end = self.window(step, device)
         return end - start
@@ -154,7 +179,7 @@ class Timeline:
         return 2 * start <= work.start + work.end < 2 * end
 
 
-def crossings(operations: Iterable[Operation]) -> Iterator[Operation]:
+def _copies(operations: Iterable[Operation]) -> Iterator[Operation]:
     """Each copy from device to device once, though both ends may have a record of it."""
     seen = set()
     for op in operations:
@@ -171,14 +196,16 @@ _CPU = -1  # the window of a device that has none of its own
 def _windows(trace: Mapping[str, Any], done: Iterable[Work], emulated: bool) -> dict[str, dict[int, Window]]:
     """By step and device."""
     found: defaultdict[str, dict[int, Window]] = defaultdict(dict)
-    for event in slices(trace):
-        if event["name"].startswith("ProfilerStep#") and event.get("cat") in ("user_annotation", "gpu_user_annotation"):
+    several = bool(ranks(trace))
+    for lane, part in enumerate(parts(trace)):
+        for event in slices(part):
+            if event.get("cat") not in ("user_annotation", "gpu_user_annotation"):
+                continue
             on_device = event["cat"] == "gpu_user_annotation"
-            if on_device and not emulated:
+            if not event["name"].startswith("ProfilerStep#") or (on_device and not emulated):
                 continue  # on CUDA from the first kernel to the last: what the device waited for is not in it
-            device = int(event["args"].get("device", event["pid"])) if on_device else _CPU
-            start, end = span(event)
-            found[event["name"]][device] = (start, end)
+            device = int(event["args"].get("device", event["pid"])) if on_device else lane if several else _CPU
+            found[event["name"]][device] = span(event)
     ends = [(work.start, work.end) for work in done]
     if not found and ends:
         found["trace"][_CPU] = (min(start for start, _ in ends), max(end for _, end in ends))
@@ -249,10 +276,21 @@ def _wrong(trace: Any) -> str:
     names = header.get("devices", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return "not a trace of splitnet: its devices have no names"
+    if not _are_ranks(header.get("ranks", [])):
+        return "not a trace of splitnet: its ranks are not told"
     for number, event in enumerate(trace["traceEvents"]):
         if not _is_event(event):
             return f"not a trace: event {number} lacks a name, a time or a place"
     return ""
+
+
+def _are_ranks(found: Any) -> bool:
+    kinds = {f.name: f.type for f in fields(Rank)}
+    required = {f.name for f in fields(Rank) if f.default is MISSING}
+    return isinstance(found, list) and all(
+        isinstance(one, dict) and required <= one.keys() <= kinds.keys() and isinstance(one["processes"], list)
+        for one in found
+    )
 
 
 def _is_event(event: Any) -> bool:

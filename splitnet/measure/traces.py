@@ -52,5 +52,6 @@ def save(trace: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     aside = path.with_name(f".{path.name}.aside")
     with gzip.open(aside, "wt", encoding="utf-8") as file:
-        json.dump(trace, file, separators=(",", ":"))
+        # as they are: Perfetto does not undo JSON's escapes
+        json.dump(trace, file, separators=(",", ":"), ensure_ascii=False)
     aside.replace(path)

@@ -5,8 +5,7 @@
     input           any other copy from or to the host
     compute         any other kernel, fill or copy within a device
 
-Without a record of a device it is the CPU that computes (`aten::` operations, the outermost) and `gloo:` annotations
-that communicate.
+What a CPU did that computes itself is in `cpu_work`.
 """
 
 from collections import defaultdict
@@ -20,7 +19,7 @@ from splitnet.measure.causes import Cause, Event, Place, Thread, causes
 COMPUTE, COMMUNICATION, INPUT = "compute", "communication", "input"
 
 DEVICE_CATEGORIES = frozenset(["kernel", "gpu_memcpy", "gpu_memset"])
-_HOST = frozenset(["cpu_op", "user_annotation"])
+ON_CPU = frozenset(["cpu_op", "user_annotation"])
 _LAUNCH = frozenset(["cuda_runtime", "cuda_driver", "runtime"])
 # as operators write types, and as NCCL does
 _TYPES = {
@@ -67,14 +66,6 @@ def slices(trace: Mapping[str, Any]) -> list[Event]:
     return [e for e in trace["traceEvents"] if e.get("ph") == "X"]
 
 
-def works(trace: Mapping[str, Any]) -> list[Work]:
-    """Everything that the devices did, by start."""
-    events = slices(trace)
-    records = [e for e in events if e.get("cat") in DEVICE_CATEGORIES]
-    found = _on_devices(trace, events, records) if records else _on_the_cpu(trace, events)
-    return sorted(found, key=lambda work: (work.start, work.device))
-
-
 def is_emulated(trace: Mapping[str, Any]) -> bool:
     return bool(trace.get("splitnet", {}).get("emulated"))
 
@@ -87,16 +78,18 @@ def rank(trace: Mapping[str, Any]) -> int:
 # Devices that left records
 
 
-def _on_devices(trace: Mapping[str, Any], events: Sequence[Event], records: Sequence[Event]) -> Iterable[Work]:
+def on_devices(trace: Mapping[str, Any], events: Sequence[Event], records: Sequence[Event]) -> Iterable[Work]:
+    """What the records of devices among a process's events stand for."""
     if is_emulated(trace):  # the writer has said it all
         reasons = [Cause(e["args"].get("phase", ""), e["args"].get("row", "")) for e in records]
     else:
         reasons = _reasons(events, records)
     devices = sorted({_device(e) for e in records})
     other = {devices[0]: devices[1], devices[1]: devices[0]} if len(devices) == 2 else {}
+    several = len(devices) > 1
     copied = {id(c.operation) for e, c in zip(records, reasons, strict=True) if e["cat"] == "gpu_memcpy"}
     found = [
-        _work(event, cause, other.get(_device(event)), sends=_sends(event, cause, copied))
+        _work(event, cause, other.get(_device(event)), sends=several and _sends(event, cause, copied))
         for event, cause in zip(records, reasons, strict=True)
     ]
     return _both_ends(found)
@@ -112,7 +105,7 @@ def _reasons(events: Sequence[Event], records: Sequence[Event]) -> list[Cause]:
     threads: defaultdict[Thread, list[Event]] = defaultdict(list)
     for event in events:
         cat = event.get("cat")
-        if cat in _HOST:
+        if cat in ON_CPU:
             threads[event["pid"], event["tid"]].append(event)
         elif cat in _LAUNCH:
             launches[event["args"].get("correlation")] = ((event["pid"], event["tid"]), event["ts"])
@@ -142,9 +135,10 @@ def _work(event: Event, cause: Cause, other: int | None, sends: bool) -> Work:
     work = Work(event, device, COMPUTE, phase, row, *span(event))
     if event["cat"] == "kernel":
         if "nccl" in name.lower():
-            return replace(work, kind=COMMUNICATION, bytes=nccl_bytes(args), source=device)
+            before = row if cause.exchange else ""  # gradients that replicas share are in front of none
+            return replace(work, kind=COMMUNICATION, row=before, bytes=nccl_bytes(args), source=device)
         if sends and cause.operation is not None:
-            size = _input_bytes(cause.operation["args"], first=True)
+            size = input_bytes(cause.operation["args"], first=True)
             return replace(work, kind=COMMUNICATION, bytes=size, source=device, target=other)
         return work
     if event["cat"] != "gpu_memcpy":
@@ -189,40 +183,6 @@ def _is_direct(work: Work) -> bool:
     return work.kind == COMMUNICATION and None not in (work.source, work.target) and not staged
 
 
-# A CPU that computes itself
-
-
-def _on_the_cpu(trace: Mapping[str, Any], events: Sequence[Event]) -> Iterator[Work]:
-    threads: defaultdict[Thread, list[Event]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") in _HOST:
-            threads[event["pid"], event["tid"]].append(event)
-    main = next((t for t, mine in threads.items() if any(e["name"].startswith("ProfilerStep#") for e in mine)), None)
-    records = [(event, thread) for thread, mine in threads.items() for event in _outermost(mine)]
-    # gloo works on a thread of its own; what it works for is on the one that waits
-    records += [(e, t if main is None else main) for t, mine in threads.items() for e in mine if _is_gloo(e)]
-    reasons = causes(threads, {n: (thread, e["ts"]) for n, (e, thread) in enumerate(records)})
-    device = rank(trace)
-    for number, (event, _) in enumerate(records):
-        work = Work(event, device, COMPUTE, reasons[number].phase, reasons[number].row, *span(event))
-        if _is_gloo(event):
-            work = replace(work, kind=COMMUNICATION, bytes=_input_bytes(event["args"]), source=device)
-        yield work
-
-
-def _is_gloo(event: Event) -> bool:
-    return event["cat"] == "user_annotation" and event["name"].startswith("gloo:")
-
-
-def _outermost(events: Iterable[Event]) -> Iterator[Event]:
-    """`aten::` operations of one thread that are in no other."""
-    end = float("-inf")
-    for event in sorted(events, key=lambda e: (e["ts"], -e["dur"])):
-        if event["cat"] == "cpu_op" and event["name"].startswith("aten::") and event["ts"] >= end:
-            end = event["ts"] + event["dur"]
-            yield event
-
-
 # Bytes
 
 
@@ -232,7 +192,7 @@ def nccl_bytes(args: Mapping[str, Any]) -> int | None:
     return None if elements is None or size is None else elements * size
 
 
-def _input_bytes(args: Mapping[str, Any], first: bool = False) -> int | None:
+def input_bytes(args: Mapping[str, Any], first: bool = False) -> int | None:
     """Bytes of an operation's inputs, or of the first; None where the trace does not tell."""
     inputs = list(zip(args.get("Input Dims", []), args.get("Input type", []), strict=False))
     inputs = inputs[:1] if first else inputs
