@@ -1,6 +1,9 @@
 """What is read from a run folder is checked: whole records, or one line that names the file."""
 
+import contextlib
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -193,12 +196,208 @@ def test_what_stood_before_stays_until_all_is_written(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
     path.write_text("before")
 
-    def full(self, text, **_):
-        with self.open("w") as file:
-            file.write(text[:3])
+    def full(self, content):
+        with self.open("wb") as file:
+            file.write(content[:3])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         write_whole(path, "after all")
-    assert path.read_text() == "before"
+    assert contents(tmp_path) == {"run.json": b"before"}
+
+
+# Going on in the same folder.
+
+TEST = {"step": 0, "epoch": 0, "loss": 2.5, "accuracy": 0.5, "images": 16, "seconds": 0.5}
+
+
+def steps_of(folder):
+    return [(record["kind"], record["step"]) for record in read_steps(folder / "steps.jsonl")]
+
+
+def test_a_run_goes_on_behind_what_it_wrote(folder):
+    again = RunFolder.reopen(folder)
+    again.append("step", STEP | {"step": 3})
+    again.close()
+    assert steps_of(folder) == [("step", number) for number in range(4)]
+
+
+def test_a_run_goes_on_behind_half_a_line(folder):
+    path = folder / "steps.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    again = RunFolder.reopen(folder)
+    again.append("step", STEP | {"step": 2})
+    again.close()
+    assert steps_of(folder) == [("step", 0), ("step", 1), ("step", 2)]
+    assert read_records(path)[1] is None
+
+
+def test_what_is_no_run_cannot_be_gone_on_with(tmp_path):
+    with pytest.raises(UsageError, match=r"gone: no such folder"):
+        RunFolder.reopen(tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"holds no run\.json"):
+        RunFolder.reopen(tmp_path)
+    RunFolder(tmp_path).write("run", RUN)
+    (tmp_path / "steps.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"cannot write there"):
+        RunFolder.reopen(tmp_path)
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_what_came_after_a_checkpoint_is_cut(folder, step):
+    made = RunFolder(folder)
+    (folder / "steps.jsonl").unlink()
+    for number in range(4):
+        made.append("step", STEP | {"step": number})
+        made.append("test", TEST | {"step": number + 1})
+    made.close()
+    again = RunFolder.reopen(folder)
+    again.cut(step)
+    wanted = [pair for n in range(min(step, 4)) for pair in (("step", n), ("test", n + 1))]
+    assert steps_of(folder) == wanted
+    again.append("step", STEP | {"step": step})
+    again.close()
+    assert steps_of(folder) == [*wanted, ("step", step)]
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_test_after_as_many_updates_stays(folder):
+    made = RunFolder(folder)
+    made.append("test", TEST | {"step": 3})
+    made.cut(3)
+    assert steps_of(folder)[-1] == ("test", 3)
+    made.cut(2)
+    assert steps_of(folder) == [("step", 0), ("step", 1)]
+
+
+def test_a_cut_keeps_lines_to_the_byte_and_drops_half_a_one(folder):
+    path = folder / "steps.jsonl"
+    first, second, third, _ = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([first, b"{} \xff", second, b"[", third, b"broken", second[:9]]))
+    RunFolder(folder).cut(2)
+    assert path.read_bytes() == b"\n".join([first, b"{} \xff", second, b"[", b""])
+
+
+def test_a_cut_without_records_or_of_newer_ones(folder):
+    path = folder / "steps.jsonl"
+    newer = json.dumps({"schema": SCHEMA + 1, "kind": "step", "step": 9}) + "\n"
+    path.write_text(newer)
+    with pytest.raises(NewerSchemaError, match=r"steps\.jsonl: schema 2"):
+        RunFolder(folder).cut(1)
+    assert path.read_text() == newer
+    path.unlink()
+    RunFolder(folder).cut(1)
+    assert not path.exists()
+
+
+# A full disk.
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 1 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def filled(disk):
+    """A file that takes all the room there is."""
+    path = disk / "filler"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1000))
+    return path
+
+
+def test_a_full_disk_costs_no_record(disk):
+    folder = RunFolder(disk)
+    folder.write("run", RUN)
+    for number in range(5):
+        folder.append("step", STEP | {"step": number})
+    filler = filled(disk)
+    number = 5
+    while folder.held < 40:
+        folder.append("step", STEP | {"step": number})
+        number += 1
+    assert number > 45  # the last page took some, and then half a line that was cut off again
+    assert (disk / "steps.jsonl").read_bytes().endswith(b"}\n")
+    assert steps_of(disk) == [("step", n) for n in range(number - 40)]
+    with pytest.raises(OSError, match="No space"):
+        folder.write("run", RUN | {"status": "x" * 10_000})
+    assert read_run(disk) == {"schema": 1} | RUN
+    assert sorted(path.name for path in disk.iterdir()) == ["filler", "run.json", "steps.jsonl"]
+    with pytest.raises(OSError, match="No space"):
+        folder.close()
+    filler.unlink()
+    folder.append("step", STEP | {"step": number})
+    assert folder.held == 0
+    folder.close()
+    assert steps_of(disk) == [("step", n) for n in range(number + 1)]
+
+
+def test_a_disk_that_is_full_from_the_start(disk):
+    filler = filled(disk)
+    folder = RunFolder(disk)
+    folder.append("step", STEP)
+    assert folder.held == 1
+    filler.unlink()
+    folder.close()
+    assert steps_of(disk) == [("step", 0)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9])
+def test_a_write_that_ends_early_costs_no_record(folder, monkeypatch, share):
+    made, write, calls = RunFolder(folder), os.write, []
+
+    def full(file, data):
+        calls.append(len(data))
+        if len(calls) % 2:
+            return write(file, data[: int(len(data) * share)])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for number in range(3, 9):
+        made.append("step", STEP | {"step": number})
+        assert (folder / "steps.jsonl").read_bytes().endswith(b"}\n")
+        assert steps_of(folder) == [("step", n) for n in range(number + 1 - made.held)]
+    with pytest.raises(OSError, match="No space"):
+        made.close()
+    held = made.held
+    assert held >= 1
+    monkeypatch.setattr(os, "write", write)
+    made.append("test", TEST | {"step": 9})
+    made.close()
+    assert steps_of(folder) == [*(("step", n) for n in range(9)), ("test", 9)]
+
+
+def test_half_a_line_that_cannot_be_cut_off_is_cut_off_later(folder, monkeypatch):
+    made, write, truncate = RunFolder(folder), os.write, os.ftruncate
+    halves = iter([lambda file, data: write(file, data[:20]), None])
+
+    def full(file, data):
+        half = next(halves, None)
+        if half is None:
+            raise OSError(28, "No space left on device")
+        return half(file, data)
+
+    def refused(file, size):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "ftruncate", refused)
+    made.append("step", STEP | {"step": 3})
+    assert not (folder / "steps.jsonl").read_bytes().endswith(b"\n")
+    monkeypatch.setattr(os, "write", write)
+    made.append("step", STEP | {"step": 4})
+    assert made.held == 2
+    monkeypatch.setattr(os, "ftruncate", truncate)
+    made.close()
+    assert steps_of(folder) == [("step", n) for n in range(5)]

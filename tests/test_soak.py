@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 
+import damage
 import pytest
 from layouts import small
+from save_forever import kill_while_saving
 
 from splitnet.measure.records import read_steps
 from splitnet.network.presets import preset
@@ -63,3 +65,18 @@ def test_towers_equal_the_whole_network_from_any_seed(name, crosses, seed):
     towers, whole = (attempt(net, pixels, labels) for net in nets)
     tolerances = TOLERANCES[pixels.dtype]
     assert max(row.excess(tolerances) for row in compare(table, towers, whole)) <= 1
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return damage.good_run(tmp_path_factory.mktemp("good"))
+
+
+@pytest.mark.parametrize("number", range(len(damage.CASES)))
+def test_every_damaged_checkpoint_is_one_line(good, number):
+    damage.refused(good, number)
+
+
+def test_a_hundred_kills_while_saving_cost_nothing_that_was_saved(tmp_path):
+    steps = [kill_while_saving(tmp_path, number) for number in range(100)]
+    assert steps == sorted(set(steps))

@@ -10,9 +10,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from splitnet.errors import UsageError
+from splitnet.measure.lines import Lines, write_whole
+
+__all__ = [
+    "SCHEMA",
+    "NewerSchemaError",
+    "RunFolder",
+    "environment",
+    "load",
+    "plain",
+    "read_compare",
+    "read_records",
+    "read_run",
+    "read_steps",
+    "timestamp",
+    "write_whole",
+]
 
 SCHEMA = 1
 """Version of run.json, steps.jsonl and compare.json; raised when a field changes its meaning."""
@@ -21,13 +37,13 @@ SCHEMA = 1
 class RunFolder:
     """One run's files: run.json, steps.jsonl, compare.json.
 
-    Every line of steps.jsonl is written whole and flushed, so that whatever ends the run leaves whole records;
-    the other files are written aside and renamed.
+    Every line of steps.jsonl is written whole, so that whatever ends the run leaves whole records; on a full disk
+    they are held until there is room. The other files are written aside and renamed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._steps: TextIO | None = None
+        self._steps = Lines(path / "steps.jsonl")
 
     @classmethod
     def create(cls, parent: Path, label: str) -> "RunFolder":
@@ -40,35 +56,65 @@ class RunFolder:
             raise UsageError(f"--out {parent}: cannot write there ({error.strerror})") from error
         return cls(path)
 
+    @classmethod
+    def reopen(cls, path: Path) -> "RunFolder":
+        """The folder of a run that goes on; what it holds stands. UsageError if it is none, or cannot be written."""
+        read_run(path)
+        steps = path / "steps.jsonl"
+        if not os.access(path, os.W_OK) or (steps.exists() and not (steps.is_file() and os.access(steps, os.W_OK))):
+            raise UsageError(f"{path}: cannot write there")
+        return cls(path)
+
+    @property
+    def held(self) -> int:
+        """Records that could not be written yet."""
+        return self._steps.held
+
     def append(self, kind: str, record: Any) -> None:
-        """Add a line to steps.jsonl; `kind` is "step" or "test"."""
-        if self._steps is None:
-            self._steps = (self.path / "steps.jsonl").open("a", encoding="utf-8")
-        self._steps.write(json.dumps({"schema": SCHEMA, "kind": kind} | plain(record)) + "\n")
-        self._steps.flush()
+        """Add a line to steps.jsonl; `kind` is "step" or "test". What the disk has no room for is held."""
+        self._steps.append(json.dumps({"schema": SCHEMA, "kind": kind} | plain(record)))
+
+    def cut(self, step: int) -> None:
+        """Go back to a checkpoint after `step` updates: later records are removed, and half a line at the end.
+
+        Steps are numbered from 0, so step `step` is the first to go; a test after `step` updates stays.
+        UsageError if steps.jsonl cannot be read, OSError if it cannot be written: it is left as it was.
+        """
+        path, gone = self._steps.path, False
+
+        def stays(line: bytes) -> bool:
+            nonlocal gone
+            try:
+                record = _parsed(line.decode(errors="replace"), path)
+                _check(record, {"kind": str, "step": int}, path, "the record")
+            except NewerSchemaError:
+                raise
+            except UsageError:
+                return not gone  # no record: it goes with those around it
+            gone = record["step"] >= step + (record["kind"] == "test")
+            return not gone
+
+        try:
+            self._steps.keep(stays)
+        except OSError as error:
+            if path.is_file():
+                raise
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write `name`.json in one piece."""
+        """Write `name`.json in one piece. OSError if there is no room: the old one stands."""
         text = json.dumps({"schema": SCHEMA} | plain(content), indent=2) + "\n"
         write_whole(self.path / f"{name}.json", text)
 
     def close(self) -> None:
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file aside and rename it: whoever reads meanwhile, or after a kill, finds the old or the new one."""
-    aside = path.with_name(f".{path.name}.aside")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+        """Write what is held. OSError if there still is no room for it."""
+        self._steps.close()
 
 
 # What is read is checked: whoever opens a folder gets what the code writes, or one line that names the file.
 
 SPREAD = {"median": float, "least": float, "greatest": float, "n": int}
-SAID = {"layout": str, "towers?": int, "devices?": [str], "parameters?": int}
+SAID = {"layout": str, "towers?": int, "devices?": [str], "parameters?": int, "replicas?": int}
 MEASURED = {
     "devices": [str],
     "images_per_second": SPREAD,
