@@ -9,6 +9,7 @@ from rich.table import Table
 COMMANDS = {
     "run": "train the towers on their devices, test, and measure them beside one device",
     "verify": "prove that the towers equal the whole network on one device",
+    "doctor": "test devices and the links between them bit for bit, both ways",
     "report": "make a run's pages again, or compare two runs",
     "view": "open a run's timeline in Perfetto, or the run in TensorBoard",
 }

@@ -5,19 +5,21 @@ import torch
 from layouts import small
 
 from splitnet.parallel import fake
-from splitnet.parallel.audit import UnknownCopyError, audit
+from splitnet.parallel.audit import DETOUR, UnknownCopyError, audit
+from splitnet.parallel.exchange import LocalExchange
 from splitnet.parallel.placement import host, place
 from splitnet.training.data import load
 from splitnet.training.loop import evaluate, training_step
 from splitnet.training.optimizer import make_optimizer
 
 
-def trained(devices=("fake:0", "fake:1"), meddle=None):
+def trained(devices=("fake:0", "fake:1"), meddle=None, link="device"):
     """A network of which one step has been made, and one test."""
     table = small("alexnet")
     placement = place(table, list(devices))
     fake.clear_copies()
     net = host(table, placement, seed=0)
+    net.exchange = LocalExchange(placement.devices, link=link)
     if meddle is not None:
         meddle(net)
     data = load("synthetic", size=table.size, train=4, test=4)
@@ -36,8 +38,8 @@ def listening(row, what):
     return meddle
 
 
-def hold(table, placement, net):
-    return audit(table, placement, net.ledger.transfers(), forward=8, backward=4)
+def hold(table, placement, net, link="device"):
+    return audit(table, placement, net.ledger.transfers(), forward=8, backward=4, link=link)
 
 
 def test_a_step_and_a_test_are_all_in_the_table():
@@ -102,3 +104,63 @@ def test_copies_that_the_ledger_does_not_have_are_noticed():
     net.exchange.all_gather([torch.ones(1, 2, device=d) for d in placement.devices], "conv3")
     with pytest.raises(UnknownCopyError):
         hold(table, placement, net)
+
+
+# By way of the host
+
+
+def test_through_the_host_all_is_known_too_and_nothing_goes_straight():
+    straight, around = hold(*trained()), hold(*trained(link="host"), link="host")
+    assert around.bytes == straight.bytes
+    assert around.copies == 0
+    assert around.host_copies == straight.host_copies + 2 * straight.copies
+    assert "all of them through the host" in str(around)
+
+
+@pytest.mark.parametrize("devices", [("cpu", "cpu"), ("fake:0", "fake:0")], ids="-".join)
+def test_towers_that_share_a_device_do_not_go_through_the_host(devices):
+    straight, around = hold(*trained(devices)), hold(*trained(devices, link="host"), link="host")
+    assert around.host_copies == straight.host_copies
+
+
+def test_a_straight_copy_is_named_where_all_should_go_through_the_host():
+    meddle = listening("conv4", lambda output: 0 * output.sum().to("fake:0"))
+    with pytest.raises(UnknownCopyError, match=r"test_parallel_audit\.py:\d+ copies 4 bytes from fake:1 to fake:0"):
+        hold(*trained(meddle=meddle, link="host"), link="host")
+    with pytest.raises(UnknownCopyError, match=r"exchange\.py:\d+ copies .* and not through the host"):
+        hold(*trained(), link="host")
+
+
+def test_a_detour_is_named_where_all_should_go_straight():
+    with pytest.raises(UnknownCopyError, match=r"exchange\.py:\d+ copies .* from fake:. to cpu"):
+        hold(*trained(link="host"))
+
+
+@pytest.mark.parametrize("way", ["to", "from"])
+def test_what_else_goes_through_the_host_is_named_too(way):
+    def leak(output):
+        return 0 * output.cpu().to("fake:1").sum() if way == "to" else 0 * torch.ones(3).to("fake:1").sum()
+
+    with pytest.raises(UnknownCopyError, match=r"test_parallel_audit\.py:\d+ copies .* neither images, labels"):
+        hold(*trained(meddle=listening("conv1", leak), link="host"), link="host")
+
+
+def test_a_detour_that_the_ledger_does_not_have_is_noticed():
+    table, placement, net = trained(link="host")
+    before = net.ledger.transfers()
+    net.exchange.all_gather([torch.ones(1, 2, device=d) for d in placement.devices], "conv3")
+    with pytest.raises(UnknownCopyError, match="is not what the ledger says"):
+        audit(table, placement, before, forward=8, backward=4, link="host")
+
+
+def test_a_detour_backward_that_the_ledger_does_not_have_is_noticed():
+    table, placement, net = trained(link="host")
+    before = net.ledger.transfers()
+    xs = [torch.ones(1, 2, device=d, requires_grad=True) for d in placement.devices]
+    gathered = net.exchange.gather(xs, "fc8")
+    fake.clear_copies()
+    gathered.sum().backward()
+    assert {c.phase for c in fake.copies()} == {"backward"}
+    assert all(c.line in DETOUR for c in fake.copies())
+    with pytest.raises(UnknownCopyError, match="is not what the ledger says"):
+        audit(table, placement, before, forward=8, backward=4, link="host")

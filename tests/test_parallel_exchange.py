@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from layouts import small
 
+from splitnet.equality import attempt, identical, images
 from splitnet.network.architecture import Transfer
 from splitnet.parallel import fake
-from splitnet.parallel.exchange import Ledger, LocalExchange, UndividedExchange
+from splitnet.parallel.exchange import Ledger, LocalExchange, UndividedExchange, through_host
+from splitnet.parallel.placement import host, place
 
 fake.install(2)
 PAIRS = [("cpu", "cpu"), ("fake:0", "fake:1"), ("fake:0", "fake:0")]
@@ -105,3 +108,70 @@ def test_tests_send_nothing_back():
         exchange.all_gather(leaves(devices), "fc6")
     assert exchange.ledger.bytes(phase="backward") == 0
     assert exchange.ledger.bytes(phase="forward") == 32
+
+
+# By way of the host
+
+
+def crossed(devices, link, kind="all_gather"):
+    """What towers receive, the gradients that come home, and the ledger."""
+    devices = [torch.device(d) for d in devices]
+    exchange, xs = LocalExchange(devices, link=link), leaves(devices)
+    received = exchange.all_gather(xs, "conv3") if kind == "all_gather" else [exchange.gather(xs, "fc8")]
+    weights = [torch.tensor([[1.0, 2, 3, 4]]) * 10**reader for reader in range(len(received))]
+    torch.autograd.backward(received, [w.expand(2, 4).to(x.device) for w, x in zip(weights, received, strict=True)])
+    return received, [x.grad for x in xs], set(exchange.ledger.transfers())
+
+
+@pytest.mark.parametrize("kind", ["all_gather", "gather"])
+@pytest.mark.parametrize("devices", PAIRS, ids="-".join)
+def test_through_the_host_the_same_arrives_and_the_ledger_is_the_same(devices, kind):
+    straight, around = (crossed(devices, link, kind) for link in ("device", "host"))
+    assert straight[2] == around[2]
+    for found, wanted in zip(around[0] + around[1], straight[0] + straight[1], strict=True):
+        assert found.device == wanted.device
+        assert torch.equal(found.cpu(), wanted.cpu())
+
+
+def test_through_the_host_nothing_goes_straight():
+    fake.clear_copies()
+    devices = [torch.device("fake:0"), torch.device("fake:1")]
+    xs = leaves(devices)
+    fake.clear_copies()
+    LocalExchange(devices, link="host").gather(xs, "fc8").sum().backward()
+    assert {(c.source, c.target, c.phase, c.bytes): n for c, n in fake.copies().items()} == {
+        ("fake:1", "cpu", "forward", 16): 1,
+        ("cpu", "fake:0", "forward", 16): 1,
+        ("fake:0", "cpu", "backward", 16): 1,
+        ("cpu", "fake:1", "backward", 16): 1,
+    }
+
+
+def test_through_the_host_the_memory_format_stays():
+    x = torch.arange(48.0).view(1, 3, 4, 4).to("fake:0", memory_format=torch.channels_last)
+    assert through_host(x, torch.device("fake:1")).stride() == x.stride()
+    assert through_host(x, x.device) is x
+
+
+@pytest.mark.parametrize("preset", ["fashion", "alexnet"])
+def test_networks_train_alike_over_either_link(preset):
+    one, other = (trial(preset, link) for link in ("device", "host"))
+    assert identical(other, one) == []
+
+
+@pytest.mark.parametrize("way", [("fake:0", "fake:1"), ("fake:1", "fake:0")], ids="-".join)
+@pytest.mark.parametrize("kind", ["flip", "zeros", "stale"])
+def test_a_bad_link_spoils_training_that_takes_it_and_no_other(kind, way):
+    sound = trial("fashion", "device")
+    with fake.fault(kind, source=way[0], target=way[1]):
+        assert identical(trial("fashion", "host"), sound) == []
+        assert identical(trial("fashion", "device"), sound) != []
+
+
+def trial(preset, link):
+    """Three steps of training, and all that was computed."""
+    table = small(preset)
+    placement = place(table, ["fake:0", "fake:1"])
+    net = host(table, placement, seed=0)
+    net.exchange = LocalExchange(placement.devices, link=link)
+    return attempt(net, *images(table, 4, 0, torch.float32))
