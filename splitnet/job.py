@@ -1,7 +1,9 @@
 """What a run was asked to do: its options, and all that is decided before anything is written."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +15,12 @@ from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
 from splitnet.network.towers import SplitNet
 from splitnet.options import LARGEST, check_bounds, option
+from splitnet.parallel import ranks as processes
+from splitnet.parallel.exchange import Link
 from splitnet.parallel.placement import Placement, host, place
+from splitnet.parallel.ranks import Ranks
+from splitnet.party import Party
+from splitnet.training.checkpoint import Checkpoint
 from splitnet.training.data import NAMES, Dataset, batches, load
 from splitnet.training.optimizer import LEARNING_RATES
 
@@ -34,8 +41,12 @@ class RunOptions:
     optimizer: str = option("adam", "the optimizer; SGD has momentum 0.9", tuple(LEARNING_RATES))
     lr: float | None = option(None, "learning rate (Adam 0.001, SGD 0.01)")
     weights: Path | None = option(None, "start from these: safetensors, by the whole network's names")
+    resume: Path | None = option(None, "go on with this run, in its folder, from its last checkpoint", metavar="RUN")
+    save_every: int | None = option(None, "steps from one checkpoint to the next; the last two are kept")
     seed: int = option(0, "of weights, order and dropout")
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")
+    link: str = option("device", "between devices, or through host memory where that link is unsound", get_args(Link))
+    timeout: int = option(60, "seconds until a job ends of which a process died, hangs or is cut off")
     memory_limit: str | None = option(
         None, "what each device may hold, such as 3GiB; one line says what does not fit", metavar="SIZE"
     )
@@ -45,11 +56,13 @@ class RunOptions:
     out: Path = option(Path("profiles"), "the folder that gets the run's folder")
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "steps": 0, "seed": 0}
-        most = {"threads": (1, 1024), "batch_size": (1, 65536)}
+        least = {"epochs": 1, "steps": 0, "seed": 0, "save_every": 1}
+        most = {"threads": (1, 1024), "batch_size": (1, 65536), "timeout": (5, 86400)}
         check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | most)
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
+        if self.resume is not None and self.weights is not None:
+            raise UsageError(f"--weights {self.weights}: --resume {self.resume} has its own; give one of them")
         if self.memory_snapshot and (not self.compare or self.steps == 0):
             raise UsageError("--memory-snapshot: is of the comparison's steps, so not with --no-compare or --steps 0")
         if self.lr is not None and not 0 < self.lr < float("inf"):
@@ -71,26 +84,42 @@ class Job:
     placement: Placement
     state: dict[str, Tensor] | None
     """Weights to start from; None draws them."""
+    checkpoint: Checkpoint | None = None
+    """Where to go on."""
 
     @property
     def limit(self) -> int | None:
         """Bytes that each device may hold."""
         return fitting.read_limit(self.options.memory_limit)
 
+    @property
+    def link(self) -> Link:
+        return "host" if self.options.link == "host" else "device"
+
+    @property
+    def ranks(self) -> Ranks | None:
+        return self.placement.ranks
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What defines the training: a checkpoint goes on only where these are the same."""
+        data = f"{self.dataset.name} of {len(self.dataset.train)} training images"
+        same = ("preset", "towers", "crosses", "batch_size", "optimizer", "seed")
+        return {name: getattr(self.options, name) for name in same} | {"data": data}
+
     def network(self) -> SplitNet:
-        net = host(self.architecture, self.placement, self.options.seed)
+        net = host(self.architecture, self.placement, self.options.seed, self.link)
         if self.state is not None:
             net.load_whole_state_dict(self.state)
         return net
 
 
-def prepare(options: RunOptions) -> Job:
+def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = None) -> Job:
     """Read and check everything that a person can get wrong. UsageError, and nothing left behind."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     architecture = preset(options.preset, options.towers, options.crosses)
-    placement = place(architecture, None if options.devices is None else options.devices.split(","))
-    fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
+    placement = _placed(options, architecture, party)
     try:
         dataset = load(options.data, options.data_dir, size=architecture.size, seed=options.seed)
         architecture = architecture.adapted(dataset.channels, len(dataset.classes))
@@ -99,4 +128,39 @@ def prepare(options: RunOptions) -> Job:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     for split in (dataset.train, dataset.test):
         next(batches(split, 1), None)  # fails here, not under way, if not one of its images can be read
-    return Job(options, dataset, architecture, placement, state)
+    facts = {"data": _told(dataset), "--weights": state and _hash(state)}
+    gpus = party.agree(facts, party.several and processes.own_gpu())
+    if placement is None:
+        party.join(options.towers, gpus)
+        placement = place(architecture, ranks=party.ranks)
+    fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
+    return Job(options, dataset, architecture, placement, state, checkpoint)
+
+
+def _placed(options: RunOptions, architecture: Architecture, party: Party) -> Placement | None:
+    """Where one process has its towers; None for several, which have to agree. UsageError for what cannot be had."""
+    if not party.several:
+        placement = place(architecture, None if options.devices is None else options.devices.split(","))
+        fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
+        return placement
+    processes.check_divides(options.towers)
+    if architecture.norm.across_towers and options.towers > 1:
+        raise UsageError(
+            f"--preset {options.preset}: its norms read both towers, so it takes one process, not torchrun"
+        )
+    if options.devices is not None:
+        raise UsageError(f"--devices {options.devices}: under torchrun each process has its own device; leave it out")
+    return None
+
+
+def _told(dataset: Dataset) -> str:
+    train, test = len(dataset.train), len(dataset.test)
+    return f"{dataset.name} ({train:,} training and {test:,} test images of {len(dataset.classes)} classes)"
+
+
+def _hash(state: dict[str, Tensor]) -> str:
+    """Of the weights, so that processes that read them from their own disks notice another file."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -34,22 +34,40 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message.removeprefix("argument "))
 
 
-def parse(options: type[T], command: str, description: str, argv: Sequence[str] | None = None) -> T:
-    """The options given on a command line. UsageError for what is not one.
+def parse(
+    options: type[T],
+    command: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> T:
+    """The options given on a command line, otherwise `defaults` or the dataclass's own. UsageError for a wrong one.
 
-    `command` is the module's name below splitnet, or the path of a script.
+    `command` is the module's name below splitnet, or the path of a script. Text among `defaults` is read as if given.
     """
+    found = vars(_parser(options, command, description, defaults or {}).parse_intermixed_args(argv))
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+
+
+def given(options: type[T], argv: Sequence[str] | None = None) -> set[str]:
+    """Names of the fields that a command line says something of."""
+    unsaid = dict.fromkeys(entry.name for entry in fields(options))  # type: ignore[arg-type]
+    found = vars(_parser(options, "", "", unsaid).parse_intermixed_args(argv))
+    return {name for name, value in found.items() if value is not None}
+
+
+def _parser(options: type, command: str, description: str, defaults: Mapping[str, Any]) -> "Parser":
     program = command if "/" in command else f"-m splitnet.{command}"
     description = "\n".join(textwrap.fill(paragraph, 80) for paragraph in description.splitlines())
-    words = [_word(entry) for entry in fields(options) if "positional" in entry.metadata]  # type: ignore[arg-type]
+    words = [_word(entry) for entry in fields(options) if "positional" in entry.metadata]
     usage = " ".join(["python", program, *words, "[options]"])
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(f"python {program}", usage=usage, description=description, formatter_class=raw, allow_abbrev=False)
     hints = get_type_hints(options)
-    for entry in fields(options):  # type: ignore[arg-type]
+    for entry in fields(options):
         _add(parser, entry, hints[entry.name])
-    given = vars(parser.parse_intermixed_args(argv))
-    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    parser.set_defaults(**defaults)
+    return parser
 
 
 def _add(parser: argparse.ArgumentParser, entry: "Field[Any]", hint: Any) -> None:

@@ -11,15 +11,15 @@ from splitnet.training.loop import Step
 
 
 @contextmanager
-def progress_bar(console: Console, total: int) -> Iterator[Any]:
-    """Yields what shows one step's record."""
+def progress_bar(console: Console, total: int, done: int = 0) -> Iterator[Any]:
+    """Yields what shows one step's record; `done` were made before."""
     text = "loss {task.fields[loss]} · accuracy {task.fields[accuracy]} · {task.fields[speed]} images/s"
     columns: list[ProgressColumn] = [TextColumn("step"), MofNCompleteColumn(), TextColumn(text)]
     if console.width >= 80:  # a line that is drawn again must fit the terminal, or each drawing stays
         columns[2:2] = [BarColumn(20)]
         columns.append(TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total, loss="-", accuracy="-", speed="-")
+        task = progress.add_task("", total=total, completed=done, loss="-", accuracy="-", speed="-")
 
         def show(step: Step) -> None:
             speed = step.images / step.seconds

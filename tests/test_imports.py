@@ -22,7 +22,10 @@ PACKAGE = ROOT / "splitnet"
 # Modules at the root: for everyone, a harness for other people's tests, the commands and what they share.
 SHARED = {"errors", "spans", "keyed"}
 COMMANDS = {"__main__", "run", "verify", "doctor", "report", "view", "predict", "convert", "prepare"}
-COMMAND_PARTS = {"options", "comparison", "equality", "faults", "tables", "progress", "job", "fitting", "pages"}
+COMMAND_PARTS = {
+    *("options", "comparison", "equality", "faults", "tables", "progress", "job", "fitting", "pages"),
+    *("party", "resuming", "learning", "reporting", "interrupts"),
+}
 
 # Which rooms a room may import, beside SHARED and itself; commands do not import each other.
 MAY_IMPORT = {

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 
-from splitnet import job, run
+from splitnet import job, learning, progress, reporting, run
 from splitnet.comparison import WARM_UP
 from splitnet.errors import UsageError
 from splitnet.measure import page_tables, timeline
@@ -142,7 +142,7 @@ def test_run_json_is_the_options_and_what_became_of_them(whole):
     assert found["options"]["seed"] == 5
     assert found["options"]["batch_size"] == 4
     assert found["options"]["lr"] is None
-    assert set(found["options"]) == set(run.RunOptions.__dataclass_fields__)
+    assert set(found["options"]) == set(job.RunOptions.__dataclass_fields__)
     assert [d["device"] if isinstance(d, dict) else d for d in found["devices"]] == ["fake:0", "fake:1"]
     assert "no GPU" in found["reason"]
     assert found["steps"] == 3
@@ -161,22 +161,21 @@ def test_every_step_and_test_has_its_record(whole):
     assert read_steps(whole.folder / "steps.jsonl")[-1]["kind"] == "test"
 
 
-def test_three_layouts_are_compared(whole):
+def test_four_layouts_are_compared(whole):
     found = whole.json("compare")
     assert (found["base"], found["rounds"], found["warm_up"]) == ("whole", ROUNDS, WARM_UP)
     assert found["other_load"] == 0.75
-    towers, one, dense = found["layouts"]
-    assert [c["layout"] for c in (towers, one, dense)] == ["towers", "whole", "dense"]
-    assert [c["devices"] for c in (towers, one, dense)] == [["fake:0", "fake:1"], ["fake:0"], ["fake:0"]]
-    assert towers["parameters"] == one["parameters"] == TABLE.parameters
+    towers, one, replicas, dense = found["layouts"]
+    assert [c["layout"] for c in found["layouts"]] == ["towers", "whole", "replicas", "dense"]
+    pair = ["fake:0", "fake:1"]
+    assert [c["devices"] for c in found["layouts"]] == [pair, ["fake:0"], pair, ["fake:0"]]
+    assert [c.get("replicas") for c in found["layouts"]] == [None, None, 2, None]
+    assert towers["parameters"] == one["parameters"] == replicas["parameters"] == TABLE.parameters
     assert dense["parameters"] > one["parameters"]
-    assert (towers["loss_differences"] is None, one["loss_differences"], dense["loss_differences"]) == (
-        False,
-        None,
-        None,
-    )
+    assert (one["loss_differences"], dense["loss_differences"]) == (None, None)
     assert max(towers["loss_differences"]) < 1e-3
-    for column in (towers, one, dense):
+    assert max(replicas["loss_differences"]) < 1e-3
+    for column in found["layouts"]:
         assert column["step_ms"]["n"] == ROUNDS
         assert column["step_ms"]["least"] <= column["step_ms"]["median"] <= column["step_ms"]["greatest"]
         assert len(column["losses"]) == WARM_UP + ROUNDS
@@ -191,18 +190,21 @@ def test_bytes_are_measured_as_derived(whole):
         row.name: sum(t.bytes for t in row.transfers(4)) for row in TABLE.rows() if row.crosses
     }
     assert sum(e["derived"] for e in towers["exchanged"]) == whole.json("run")["bytes_exchanged_a_step"]
-    assert [other["exchanged"] for other in others] == [[], []]
+    size = 2 * 4 * TABLE.parameters  # each replica's half of the other's gradients, and half of the sums back
+    gradients = {"row": "gradients", "measured": size, "derived": size}
+    assert [other["exchanged"] for other in others] == [[], [gradients], []]
 
 
 def test_memory_parts_add_up_to_the_peak(whole):
-    towers, one, dense = whole.json("compare")["layouts"]
-    for column in (towers, one, dense):
+    towers, one, replicas, dense = whole.json("compare")["layouts"]
+    for column in (towers, one, replicas, dense):
         for memory in column["memory"].values():
             assert memory["peak"] == sum(memory[k] for k in ("parameters", "gradients", "optimizer", "activations"))
             assert min(memory.values()) > 0
             assert memory["gradients"] == memory["parameters"]
             assert 2 * memory["parameters"] <= memory["optimizer"] < 2 * memory["parameters"] + 1000  # Adam
-        assert sum(m["parameters"] for m in column["memory"].values()) == 4 * column["parameters"]
+        held = sum(m["parameters"] for m in column["memory"].values())
+        assert held == 4 * column["parameters"] * column.get("replicas", 1)
     assert {d: m["parameters"] for d, m in towers["memory"].items()} == {
         f"fake:{tower}": 4 * TABLE.parameters_on(tower) for tower in range(2)
     }
@@ -292,9 +294,9 @@ def test_the_comparison_starts_from_the_weights_given(go, monkeypatch, tmp_path)
     words = ("--steps", "2", "--weights", str(tmp_path / "w.safetensors"))
     with_weights = go(*SMALL, *words)
     assert with_weights.code == 0
-    towers, whole, _ = with_weights.json("compare")["layouts"]
+    towers, whole, replicas, _ = with_weights.json("compare")["layouts"]
     assert [s["loss"] for s in with_weights.records("step")] == towers["losses"][:2]
-    assert max(towers["loss_differences"]) < 1e-3
+    assert max(*towers["loss_differences"], *replicas["loss_differences"]) < 1e-3
     assert whole["losses"][0] != go(*SMALL, "--steps", "2").json("compare")["layouts"][1]["losses"][0]
 
 
@@ -307,9 +309,9 @@ def test_a_wrong_device_is_told_before_data_is_fetched(go, tmp_path, monkeypatch
 
 
 def test_the_default_is_30_steps():
-    assert run.RunOptions().limits == {"epochs": None, "steps": 30}
-    assert run.RunOptions(epochs=2).limits == {"epochs": 2, "steps": None}
-    assert run.RunOptions(steps=0).limits == {"epochs": None, "steps": 0}
+    assert job.RunOptions().limits == {"epochs": None, "steps": 30}
+    assert job.RunOptions(epochs=2).limits == {"epochs": 2, "steps": None}
+    assert job.RunOptions(steps=0).limits == {"epochs": None, "steps": 0}
 
 
 def test_no_steps_only_test(go):
@@ -383,7 +385,7 @@ def test_any_layout_reads_the_same_weights(go, tmp_path, monkeypatch):
 def test_a_bar_shows_loss_accuracy_and_speed():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100, legacy_windows=False)
-    with run.progress_bar(console, 3) as show:
+    with progress.progress_bar(console, 3) as show:
         show(Step(0, 0, 2.345678, 0.25, 64, 0.5))
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     assert "loss 2.3457 · accuracy 0.250 · 128.0 images/s" in text
@@ -620,7 +622,7 @@ def test_weights_that_are_not_finite_stop_at_the_first_step(go, tmp_path):
 
 def after(count, error):
     """A `train` that ends with an error after so many steps."""
-    train = run.train
+    train = learning.train
 
     def cut(*args, **kwargs):
         for record in train(*args, **kwargs):
@@ -633,7 +635,7 @@ def after(count, error):
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_ctrl_c_keeps_the_records_and_prints_their_tables(go, monkeypatch, count):
-    monkeypatch.setattr(run, "train", after(count, KeyboardInterrupt()))
+    monkeypatch.setattr(learning, "train", after(count, KeyboardInterrupt()))
     ran = go(*LENET, "--steps", "9")
     assert (ran.code, ran.err) == (130, "")
     assert ran.json("run")["status"] == "interrupted"
@@ -646,7 +648,7 @@ def test_ctrl_c_keeps_the_records_and_prints_their_tables(go, monkeypatch, count
 
 
 def test_ctrl_c_in_a_later_epoch_prints_the_tests_so_far(go, monkeypatch):
-    monkeypatch.setattr(run, "train", after(3, KeyboardInterrupt()))
+    monkeypatch.setattr(learning, "train", after(3, KeyboardInterrupt()))
     words = ["--preset", "lenet", "--towers", "1", "--data", "synthetic", "--batch-size", "300", "--epochs", "5"]
     ran = go(*words)
     assert ran.code == 130
@@ -659,7 +661,7 @@ def test_ctrl_c_at_any_later_time_keeps_the_records(go, monkeypatch, where):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, where, interrupted)
+    monkeypatch.setattr(run if where == "compare" else learning, where, interrupted)
     ran = go(*LENET, "--steps", "2")
     assert (ran.code, ran.err) == (130, "")
     assert [s["step"] for s in ran.records("step")] == [0, 1]
@@ -685,7 +687,7 @@ def test_ctrl_c_while_preparing_leaves_nothing(go, monkeypatch):
     ],
 )
 def test_other_endings_are_one_line_and_keep_the_records(go, monkeypatch, error, said):
-    monkeypatch.setattr(run, "train", after(2, error))
+    monkeypatch.setattr(learning, "train", after(2, error))
     ran = go(*LENET, "--steps", "9")
     assert ran.code == 1
     assert said in ran.err
@@ -764,8 +766,8 @@ def test_a_terminal_without_these_characters_is_no_traceback(tmp_path):
 def test_the_progress_bar_is_one_line_of_the_terminal(width):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width)
-    with run.progress_bar(console, 400) as show:
-        show(run.Step(48, 0, 2.2814, 0.125, 128, 23.0))
+    with progress.progress_bar(console, 400) as show:
+        show(Step(48, 0, 2.2814, 0.125, 128, 23.0))
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     drawn = [line for line in re.split(r"[\r\n]+", text) if "step" in line]
     assert drawn
@@ -798,7 +800,7 @@ def test_pages_that_cannot_be_written_are_one_line(go, monkeypatch):
     def full(folder):
         raise UsageError(f"{folder}: cannot write there (No space left on device)")
 
-    monkeypatch.setattr(run.pages, "write_pages", full)
+    monkeypatch.setattr(reporting.pages, "write_pages", full)
     ran = go(*LENET, "--steps", "1", "--no-compare")
     assert ran.code == 1
     assert ran.err == f"splitnet: error: {ran.folder}: cannot write there (No space left on device)\n"

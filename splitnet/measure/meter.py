@@ -153,13 +153,21 @@ class OtherLoad:
     def __init__(self) -> None:
         self._before = _cpu_seconds()
 
-    def cores(self) -> float | None:
-        """The mean so far; None where the system does not tell, or too little time has passed."""
+    def own(self) -> float:
+        """Seconds that this process has computed so far."""
+        now = _cpu_seconds()
+        return 0.0 if now is None or self._before is None else now[1] - self._before[1]
+
+    def cores(self, partners: float = 0.0) -> float | None:
+        """The mean so far; None where the system does not tell, or too little time has passed.
+
+        `partners`: seconds that processes of the same job have computed on this machine meanwhile.
+        """
         now = _cpu_seconds()
         if now is None or self._before is None or now[2] - self._before[2] < SHORTEST:
             return None
         everyone, own, elapsed = (b - a for a, b in zip(self._before, now, strict=True))
-        return round(max(everyone - own, 0.0) / elapsed, 2)
+        return round(max(everyone - own - partners, 0.0) / elapsed, 2)
 
 
 SHORTEST = 0.1

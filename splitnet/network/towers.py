@@ -29,6 +29,9 @@ class Exchange(Protocol):
     | replicate  | the images to every hosted tower  | -                                           |
     | all_gather | every tower gets all channels     | sum over the readers, each its own channels |
     | gather     | tower 0 gets all channels         | each its own channels                       |
+
+    Where tower 0 is in another process, `gather` gives a zero, (), that carries the backward pass there. `collect`
+    brings tensors by name from every tower to where tower 0 is, and gives None elsewhere.
     """
 
     @property
@@ -36,6 +39,7 @@ class Exchange(Protocol):
     def replicate(self, images: Tensor) -> list[Tensor]: ...
     def all_gather(self, xs: list[Tensor], row: str) -> list[Tensor]: ...
     def gather(self, xs: list[Tensor], row: str) -> Tensor: ...
+    def collect(self, shares: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]] | None: ...
 
 
 class Span(record_function):
@@ -73,8 +77,16 @@ class SplitNet(nn.Module):
         """What the towers handed each other since it was cleared."""
         return self.exchange.ledger
 
+    @property
+    def home(self) -> bool:
+        """Whether tower 0, which has the last row and the loss, is hosted here."""
+        return 0 in self.hosted[0].indices
+
     def forward(self, images: Tensor | list[Tensor]) -> Tensor:
-        """Images (B, C, S, S) anywhere, or already one tensor a tower, to logits (B, classes) on tower 0."""
+        """Images (B, C, S, S) anywhere, or already one tensor a tower, to logits (B, classes) on tower 0.
+
+        In a process without tower 0, to a zero, (), whose backward pass is the towers'.
+        """
         xs = images if isinstance(images, list) else self.exchange.replicate(images)
         *rows, last = self.rows
         for row in rows:
@@ -86,12 +98,15 @@ class SplitNet(nn.Module):
         with Span(spans.row(last.name)):
             with Span(spans.exchange(last.name)):
                 x = self.exchange.gather(xs, last.name)
-            logits: Tensor = self.hosted[0][last.name](x, self.moment)
-        return logits
+            return self.hosted[0][last.name](x, self.moment) if self.home else x
 
     def whole_state_dict(self) -> dict[str, Tensor]:
-        """The whole network's weights on the CPU, by its own names: conv1.weight … fc8.bias."""
-        return join(self.architecture, [dict(tower.named_parameters()) for tower in self.hosted])
+        """The whole network's weights on the CPU, by its own names: conv1.weight … fc8.bias.
+
+        Where towers are in several processes, each calls; the first receives, and the others get none.
+        """
+        shares = self.exchange.collect([dict(tower.named_parameters()) for tower in self.hosted])
+        return {} if shares is None else join(self.architecture, shares)
 
     def load_whole_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take what any layout wrote. UsageError names the first name or shape that differs."""

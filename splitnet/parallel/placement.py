@@ -1,5 +1,6 @@
 """Which devices the towers live on, and the network built there."""
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from splitnet.network import weights
 from splitnet.network.architecture import Architecture
 from splitnet.network.layers import Moment
 from splitnet.network.presets import preset
-from splitnet.network.towers import SplitNet, Tower
+from splitnet.network.towers import Exchange, SplitNet, Tower
 from splitnet.parallel import fake
-from splitnet.parallel.exchange import LocalExchange, UndividedExchange
+from splitnet.parallel.collective import CollectiveExchange
+from splitnet.parallel.exchange import Link, LocalExchange, UndividedExchange
+from splitnet.parallel.ranks import Ranks
 
 Device = str | torch.device
 
@@ -23,22 +26,42 @@ class Placement:
     """Where towers go: one device each, or one for all of them in one piece; and why."""
 
     devices: tuple[torch.device, ...]
+    """In this process."""
     reason: str
+    ranks: Ranks | None = None
+    """Where this process is one of several: it hosts its tower, or with one tower the whole network."""
 
     @property
     def whole(self) -> bool:
         """One device for the whole network, in one piece."""
-        return len(self.devices) == 1
+        return len(self.devices) == 1 and (self.ranks is None or self.ranks.towers == 1)
+
+    @property
+    def count(self) -> int:
+        """Devices of the job; each process has its own."""
+        return len(self.devices) if self.ranks is None else self.ranks.world
 
     def __str__(self) -> str:
+        if self.ranks is not None:
+            copies = f", {self.ranks.replicas} replicas" if self.ranks.replicas > 1 else ""
+            return f"{self.ranks.world} processes{copies}"
         return ", ".join(map(str, self.devices))
 
+    def of_tower(self, tower: int) -> str:
+        """Where a tower is: its device, or its process."""
+        if self.ranks is not None:
+            return f"rank {tower}" if self.ranks.towers > 1 else "each rank"
+        return str(self.devices[0 if self.whole else tower])
 
-def place(architecture: Architecture, devices: Sequence[Device] | None = None) -> Placement:
+
+def place(architecture: Architecture, devices: Sequence[Device] | None = None, ranks: Ranks | None = None) -> Placement:
     """The devices asked for, checked, or the best there are. UsageError if they cannot be had.
 
-    Installs fake devices if one is asked for or chosen: as many as there are towers, at least two.
+    Installs fake devices if one is asked for or chosen: as many as there are towers, at least two. With `ranks`
+    each process has its one device.
     """
+    if ranks is not None:
+        return Placement((ranks.device,), ranks.reason, ranks)
     names, reason = _best(architecture) if devices is None else _asked(architecture, [str(d) for d in devices])
     if any(_kind(name) == "fake" for name in names):
         fake.install(max(2, architecture.towers))  # only now does PyTorch know the word
@@ -114,6 +137,10 @@ def describe(placement: Placement) -> list[dict[str, Any]]:
         peers = {str(d): torch.cuda.can_device_access_peer(device, d) for d in gpus}
         name = getattr(module, "get_device_name", str)(device)
         found.append({"device": str(device), "name": name, "peer_access": peers or None})
+    ranks = placement.ranks
+    if ranks is not None:
+        where = {"device": f"rank {ranks.rank}", "tower": ranks.tower, "replica": ranks.replica}
+        found = [{**entry, **where, "name": f"{entry['name']} of {socket.gethostname()}"} for entry in found]
     return found
 
 
@@ -141,13 +168,10 @@ def build(
     return host(architecture, place(architecture, devices), seed)
 
 
-def host(architecture: Architecture, placement: Placement, seed: int) -> SplitNet:
-    """The towers on the devices of a placement."""
-    shares = [range(architecture.towers)] if placement.whole else [range(i, i + 1) for i in range(architecture.towers)]
-    exchange = UndividedExchange if placement.whole else LocalExchange
-    pin = any(device.type == "cuda" for device in placement.devices)
-    towers = [Tower(architecture, share) for share in shares]
-    net = SplitNet(architecture, towers, exchange(placement.devices, pin))
+def host(architecture: Architecture, placement: Placement, seed: int, link: Link = "device") -> SplitNet:
+    """The towers of this process on the devices of a placement; activations cross by `link`."""
+    towers = [Tower(architecture, share) for share in _shares(architecture, placement)]
+    net = SplitNet(architecture, towers, _exchange(placement, link))
     net.moment = Moment(seed)
     net.load_whole_state_dict(weights.draw(architecture, seed))
     for tower, device in zip(net.hosted, placement.devices, strict=True):
@@ -155,3 +179,25 @@ def host(architecture: Architecture, placement: Placement, seed: int) -> SplitNe
         # the format that convolutions are fast in, on CPUs and GPUs; activations follow the weights
         tower.to(memory_format=torch.channels_last)
     return net
+
+
+def _shares(architecture: Architecture, placement: Placement) -> list[range]:
+    """Which towers are together in one piece, piece by piece."""
+    if placement.whole:
+        return [range(architecture.towers)]
+    hosted = range(architecture.towers) if placement.ranks is None else [placement.ranks.tower]
+    return [range(tower, tower + 1) for tower in hosted]
+
+
+def _exchange(placement: Placement, link: Link) -> Exchange:
+    ranks = placement.ranks
+    if ranks is not None and not placement.whole:
+        return CollectiveExchange(
+            ranks.tower_group,
+            ranks.device,
+            via_host=link == "host",
+            collects=ranks.replica == 0,
+            notice=ranks.notice,
+        )
+    pin = any(device.type == "cuda" for device in placement.devices)
+    return (UndividedExchange if placement.whole else LocalExchange)(placement.devices, pin, link)

@@ -5,7 +5,7 @@ all the way to the network's device, so that a quarter of the bytes travel; labe
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +25,14 @@ class Batch:
     """int64 (B,)."""
     indices: Tensor
     """int64 (B,): what crops and flips are keyed by."""
+    number: int = 0
+    """Slices of the order that came before."""
+    first: int = 0
+    """Where replicas share a batch: the place in the global one of the first image here."""
+    total: int | None = None
+    """And the images of the global batch, over which the loss is the mean; None: just these."""
+    padding: int = 0
+    """Images at the end that have no label and count for nothing: replicas take equally many."""
 
 
 class Split(Protocol):
@@ -79,4 +87,4 @@ def batches(split: Split, batch_size: int, order: Tensor | None = None, start: i
     for first in range(start * batch_size, len(order), batch_size):
         batch = split.read(order[first : first + batch_size])
         if len(batch.indices):
-            yield batch
+            yield replace(batch, number=first // batch_size)

@@ -1,0 +1,218 @@
+"""The training of a run: every step and test recorded, saved now and then, and audited at the end."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from splitnet.fitting import Room
+from splitnet.interrupts import Interrupts
+from splitnet.job import Job
+from splitnet.measure.profiler import Profile
+from splitnet.measure.ranks import RankTrace, clock_offset, rank_trace
+from splitnet.parallel import fake, gradients
+from splitnet.parallel.audit import audit
+from splitnet.parallel.exchange import Ledger
+from splitnet.parallel.ranks import Ranks
+from splitnet.progress import progress_bar
+from splitnet.reporting import Report, counted
+from splitnet.training.checkpoint import Checkpoint, Checkpoints
+from splitnet.training.loop import Position, evaluate, train
+from splitnet.training.optimizer import make_optimizer
+from splitnet.training.optimizer_state import join_shares, load_optimizer, schedule_of, shares_of
+from splitnet.training.sharing import Interrupted, Stop
+
+SHORT_TEST = 1000
+"""Test images for a run of less than an epoch."""
+
+
+class Learner:
+    """A network, its optimizer, and where it stands; `learn` takes it to the end of the job."""
+
+    def __init__(self, job: Job, report: Report, interrupts: Interrupts) -> None:
+        self.job, self.report, self.interrupts = job, report, interrupts
+        self.party = report.party
+        self.gradients = Ledger()
+        """What replicas of a tower handed each other."""
+        self.position = Position()
+        self.saved, self.tried = -1, -1
+        """Steps of the last checkpoint, and of the last attempt to write one."""
+        self.whole = True
+        """Whether no step is under way, so that weights and position belong together."""
+        tests = (record["step"] for record in report.earlier if record["kind"] == "test")
+        self.tested = max(tests, default=-1)
+
+    def learn(self) -> str:
+        """Train and test, a record at a time, under a progress bar. Returns what the audit of all that crossed says.
+
+        Interrupted, after a last checkpoint, if a signal asked for the end.
+        """
+        job, report = self.job, self.report
+        fake.clear_copies()  # what this process did before is not audited
+        with Room(job.placement.devices, job.limit) as room:
+            self._make()
+            room.watch(self.net, self.optimizer)
+            self._train_and_test()
+        audited = self._audit()
+        report.filters = self._filters()
+        if job.ranks is not None and report.profile is not None:
+            report.rank_traces = self._traces(job.ranks, report.profile)
+        return audited
+
+    def _make(self) -> None:
+        options = self.job.options
+        self.net = self.job.network()
+        self.optimizer = make_optimizer(self.net.parameters(), options.optimizer, options.lr)
+        checkpoint = self.party.from_first(self.job.checkpoint, "handing out the checkpoint")
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        self.model = gradients.replicated(self.net, self.job.ranks, self.gradients)
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        self.net.load_whole_state_dict(checkpoint.weights)
+        load_optimizer(self.net, self.optimizer, checkpoint)
+        if self.job.options.lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.job.options.lr
+        self.position = Position(checkpoint.step, checkpoint.epoch, checkpoint.batch)
+        self.saved = self.tried = checkpoint.step
+
+    def _train_and_test(self) -> None:
+        ahead = self._total - self.position.step
+        if self.job.options.profile and ahead > 0:
+            profiled = min(ahead, self._a_pass - self.position.batch)
+            self.report.profile = Profile(self.job.placement.devices, profiled)
+        try:
+            if self.position.step and not self.position.batch:
+                self._test()  # the run may have been stopped between the end of an epoch and its test
+            with self.interrupts.patient() as stop:
+                self._train(stop)
+                if stop.agreed:
+                    raise Interrupted(stop.agreed)
+                self._save()
+            self._test(SHORT_TEST if self.position.epoch == 0 and self.position.step else None)
+        except KeyboardInterrupt:
+            if self.whole:
+                self._save()
+            raise
+
+    def _train(self, stop: Stop) -> None:
+        options, report = self.job.options, self.report
+        records = train(
+            self.net,
+            self.job.dataset.train,
+            self.optimizer,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            **options.limits,
+            start=self.position,
+            model=self.model,
+            ranks=self.job.ranks,
+            stop=stop,
+        )
+        bar = progress_bar(Console(quiet=not self.party.first), self._total, self.position.step)
+        with bar as show, report.profile or nullcontext():
+            for record in records:
+                self.position, self.whole = record.after, True
+                report.add(record)
+                show(record)
+                if report.profile is not None:
+                    report.profile.step()
+                if options.save_every and self.position.step % options.save_every == 0:
+                    self._save()
+                if record.ends_epoch and not stop.agreed:
+                    if report.profile is not None:
+                        report.profile.finish()  # a test is no part of a step
+                    self._test()
+                self.whole = False
+        self.whole = True
+
+    @property
+    def _a_pass(self) -> int:
+        """Steps in an epoch."""
+        return -(-len(self.job.dataset.train) // self.job.options.batch_size)
+
+    @property
+    def _total(self) -> int:
+        """Steps in all."""
+        limits = self.job.options.limits
+        return limits["steps"] if limits["steps"] is not None else (limits["epochs"] or 0) * self._a_pass
+
+    def _test(self, images: int | None = None) -> None:
+        position, options = self.position, self.job.options
+        if self.tested == position.step:
+            return
+        begun = position.epoch + bool(position.batch)
+        with self.interrupts.impatient():
+            test = evaluate(
+                self.net,
+                self.job.dataset.test,
+                batch_size=options.batch_size,
+                step=position.step,
+                epoch=begun,
+                images=images,
+                ranks=self.job.ranks,
+                stop=self.interrupts.stop,
+            )
+        self.report.add(test)
+        self.tested = position.step
+
+    def _save(self) -> None:
+        """A checkpoint, if the run has any and this one is not there yet. The disk may be full: the last one stands."""
+        options, step = self.job.options, self.position.step
+        if options.save_every is None or self.tried == step:
+            return
+        self.tried = step
+        weights = self.net.whole_state_dict()
+        shares = self.net.exchange.collect(shares_of(self.net, self.optimizer))
+        if self.party.first:
+            assert shares is not None
+            assert self.report.folder is not None
+            position = {"step": step, "epoch": self.position.epoch, "batch": self.position.batch}
+            state = join_shares(self.job.architecture, shares)
+            schedule = schedule_of(self.optimizer)
+            checkpoint = Checkpoint(
+                **position, settings=self.job.settings, schedule=schedule, weights=weights, optimizer=state
+            )
+            try:
+                Checkpoints(self.report.folder.path).save(checkpoint)
+                self.saved = step
+            except OSError as error:
+                stands = f"that of step {self.saved:,} stands" if self.saved >= 0 else "there is none yet"
+                why = error.strerror or str(error)
+                self.report.console.print(f"No checkpoint of step {step:,} ({why}); {stands}.", highlight=False)
+        self.party.say_done(f"saving step {step}")
+        self.party.wait_for_first(f"saving step {step}")
+
+    def _traces(self, ranks: Ranks, profile: Profile) -> list[RankTrace | None]:
+        """What every rank recorded, where rank 0 is; the clocks of their hosts are compared for it."""
+        what = "collecting traces"
+        clock = clock_offset(lambda: ranks.meet(what), lambda own: ranks.objects(own, what), ranks.rank)
+        own = rank_trace(profile, clock, rank=ranks.rank, tower=ranks.tower, replica=ranks.replica)
+        return ranks.to_first(own, what)
+
+    def _filters(self) -> list[torch.Tensor]:
+        """The first row's weights, of every tower in order, where they are wanted."""
+        first = f"{self.net.rows[0].name}.weight"
+        shares: Any = self.net.exchange.collect([{first: tower.get_parameter(first)} for tower in self.net.hosted])
+        return [share[first].detach().cpu() for share in shares or ()]
+
+    def _audit(self) -> str:
+        """What crossed, held against the table."""
+        report, job = self.report, self.job
+        learnt = sum(s.images + s.padding for s in report.steps)
+        tested = sum(t.images + t.padding for t in report.tests)
+        everybody = Ledger()
+        for own in self.party.share(self.net.ledger.transfers(), "the audit"):
+            everybody.add(own)
+        found = audit(job.architecture, job.placement, everybody.transfers(), learnt + tested, learnt, job.link)
+        images = sum(t.images for t in report.tests)
+        told = f"In {counted(len(report.steps), 'step')} and {counted(images, 'test image')}, {found}"
+        if job.ranks is None or job.ranks.replicas == 1:
+            return told
+        between = sum(t.bytes for own in self.party.share(self.gradients.transfers(), "the audit") for t in own)
+        gradients.check(job.architecture.parameters, job.ranks.replicas, len(report.steps), between)
+        return (
+            f"{told}\nBetween {job.ranks.replicas} replicas, {between:,} bytes of gradients: as derived, to the byte."
+        )

@@ -1,0 +1,133 @@
+"""What a run tells, on the terminal and in its folder."""
+
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from splitnet import pages, tables
+from splitnet.job import Job
+from splitnet.measure import scalars, traces
+from splitnet.measure.lanes import UntiedError
+from splitnet.measure.profiler import Profile
+from splitnet.measure.ranks import RankTrace, write_ranks
+from splitnet.measure.records import RunFolder, environment, plain, timestamp
+from splitnet.parallel.placement import describe
+from splitnet.party import Party
+from splitnet.training.loop import Step, Test
+
+
+class Report:
+    """Prints, and keeps what was printed about in the run's folder; where another process does that, keeps it only.
+
+    `earlier` are the records of a run that goes on.
+    """
+
+    def __init__(
+        self, job: Job, folder: RunFolder | None, console: Console, party: Party, earlier: list[dict[str, Any]]
+    ) -> None:
+        self.job, self.folder, self.console, self.party, self.earlier = job, folder, console, party, earlier
+        self.tests: list[Test] = []
+        self.steps: list[Step] = []
+        self.profile: Profile | None = None
+        self.rank_traces: list[RankTrace | None] = []
+        """Of a job's processes, once all have been collected."""
+        self.filters: list[Tensor] = []
+        self.summary: dict[str, Any] = {"status": "running", "options": job.options}
+
+    def opening(self) -> None:
+        job, architecture, batch = self.job, self.job.architecture, self.job.options.batch_size
+        devices = self.party.share(describe(job.placement), "describing devices")
+        self.summary |= environment() | {
+            "devices": [device for own in devices for device in own],
+            "reason": job.placement.reason,
+            "data": job.dataset.origin,
+            "threads": torch.get_num_threads(),
+            "parameters": architecture.parameters,
+            "layers": [{"row": r.name, "parameters": r.parameters} for r in architecture.rows()],
+            "bytes_exchanged_a_step": 0 if job.placement.whole else architecture.bytes_exchanged(batch),
+            "resumed_at": None if job.checkpoint is None else job.checkpoint.step,
+        }
+        self._write()
+        self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
+        self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
+        if job.checkpoint is not None:
+            at = f"step {job.checkpoint.step:,}, epoch {job.checkpoint.epoch:,}"
+            self.console.print(f"Resumes {job.options.resume} at {at}.", highlight=False, soft_wrap=True)
+        self.console.print(tables.layers(architecture, job.placement, batch))
+
+    def add(self, record: Step | Test) -> None:
+        if isinstance(record, Test):
+            self.tests.append(record)
+        else:
+            self.steps.append(record)
+        if self.folder is not None:
+            self.folder.append(type(record).__name__.lower(), record)
+
+    def records(self, kind: type[Step] | type[Test]) -> list[dict[str, Any]]:
+        """All of the run, in order, as in steps.jsonl."""
+        new: list[Step] | list[Test] = self.steps if kind is Step else self.tests
+        name = kind.__name__.lower()
+        return [r for r in self.earlier if r["kind"] == name] + [{"kind": name} | plain(record) for record in new]
+
+    def trained(self) -> None:
+        """What training came to, for as far as it got."""
+        if self.steps:
+            images, seconds = sum(s.images for s in self.steps), sum(s.seconds for s in self.steps)
+            first, last = (tables.number(step.loss) for step in (self.steps[0], self.steps[-1]))
+            self.console.print(
+                f"Trained {counted(len(self.steps), 'step')}, {counted(images, 'image')} in {seconds:,.0f} s"
+                f" ({images / seconds:,.1f} images/s);"
+                f" loss {first} at the first, {last} at the last.",
+                highlight=False,
+            )
+        if self.tests:
+            self.console.print(tables.tests(self.records(Test), self.records(Step)))
+        skipped = self.job.dataset.skipped
+        if skipped:
+            path, why = next(iter(skipped.items()))
+            self.console.print(
+                f"Skipped {counted(len(skipped), 'broken image')}, the first {path}: {why}",
+                highlight=False,
+            )
+
+    def close(self, status: str) -> None:
+        if self.folder is None:
+            return
+        self.summary |= {"status": status, "ended": timestamp(), "steps": len(self.records(Step))}
+        self.summary |= {"skipped": self.job.dataset.skipped}
+        try:
+            self._write()
+            self.folder.close()
+            self._leave(self.folder)
+        finally:
+            self.console.print(f"Run folder: {self.folder.path}", highlight=False, soft_wrap=True)
+
+    def _write(self) -> None:
+        if self.folder is not None:
+            self.folder.write("run", self.summary)
+
+    def _leave(self, folder: RunFolder) -> None:
+        """What others look at: the trace, the pages, and a folder for TensorBoard."""
+        try:
+            if self.rank_traces:
+                write_ranks(self.rank_traces, folder.path)
+            elif self.profile is not None and not self.party.several:
+                traces.write(self.profile, folder.path)
+        except UntiedError as error:
+            self.console.print(f"No trace: {error}", highlight=False)
+        first = self.job.architecture.layers[0].name
+        towers = self.job.architecture.towers
+        shares = [share for held in self.filters for share in held.chunk(towers // len(self.filters))]
+        filters = {f"{first}/tower {tower}": share for tower, share in enumerate(shares)}
+        pages.write_pages(folder.path)
+        if not pages.has_page():
+            self.console.print(pages.NO_PAGE)
+        text = (folder.path / "report.md").read_text(encoding="utf-8")
+        records = [*self.records(Step), *self.records(Test)]
+        scalars.write(folder.path / "tensorboard", records, filters, {"report": text})
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

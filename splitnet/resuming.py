@@ -1,0 +1,69 @@
+"""Going on with a run: its last checkpoint, and the options that it was started with."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from splitnet.errors import UsageError
+from splitnet.job import Job, RunOptions
+from splitnet.measure.records import read_run
+from splitnet.options import given, parse
+from splitnet.parallel import ranks as processes
+from splitnet.party import Party, versions
+from splitnet.training.checkpoint import Checkpoint, Checkpoints, check_fits
+
+TAKEN = ("preset", "towers", "crosses", "data", "data_dir", "batch_size", "optimizer", "lr", "seed", "save_every")
+"""Options of the run that hold where the command line says nothing; and where training ends."""
+
+OWN = {"out", "data_dir", "threads", "resume"}
+"""Options that processes of one job may differ in: paths on their hosts, cores."""
+
+
+def read_options(description: str, argv: Sequence[str] | None, party: Party) -> tuple[RunOptions, Checkpoint | None]:
+    """The options of this run, in agreement with the others, and the checkpoint to go on from, which rank 0 has.
+
+    After torchrun has restarted a job, it goes on in the folder of its last attempt without being told.
+    """
+    options = parse(RunOptions, "run", description, argv)
+    party.watch(options.timeout)
+    facts = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in OWN}
+    checkpoint, defaults = None, {}
+    if party.first:
+        resumed = options.resume or _last_attempt(party)
+        if resumed is not None:
+            checkpoint = Checkpoints(resumed).last()
+            defaults = {"resume": str(resumed)} | _defaults(resumed, given(RunOptions, argv))
+    [defaults, *_] = party.agree(facts | versions(), defaults)
+    return parse(RunOptions, "run", description, argv, defaults) if defaults else options, checkpoint
+
+
+def _defaults(run: Path, said: set[str]) -> dict[str, Any]:
+    """The run's options for all that was not said, as text or numbers that a command line could have."""
+    options = read_run(run)["options"]
+    ends = () if said & {"steps", "epochs"} else ("steps", "epochs")
+    return {name: value for name in (*TAKEN, *ends) if name not in said and (value := options.get(name)) is not None}
+
+
+def _last_attempt(party: Party) -> Path | None:
+    """The run folder of the job's attempt before this one, if there is a checkpoint in it."""
+    if not party.several or not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        return None
+    folder = processes.recall("run folder")
+    return Path(folder) if folder and Checkpoints(Path(folder)).steps() else None
+
+
+def check_resumes(job: Job) -> None:
+    """UsageError unless the checkpoint is one of this very training."""
+    run, checkpoint = job.options.resume, job.checkpoint
+    if checkpoint is None:
+        return
+    try:
+        check_fits(checkpoint, job.architecture)
+    except UsageError as error:
+        raise UsageError(f"--resume {run}: {error}") from error
+    for name, value in job.settings.items():
+        theirs = checkpoint.settings.get(name)
+        if theirs != value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"--resume {run}: it was trained with {option} {theirs}, not {value}")

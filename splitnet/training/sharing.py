@@ -1,0 +1,100 @@
+"""How replicas share a batch, and how all processes of a job come to one mind after a step."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splitnet.parallel.ranks import Ranks
+from splitnet.training.splits import Batch, Split, batches
+
+
+class UnevenReadError(RuntimeError):
+    """Towers of one network read different images: their files differ, or one of them could not be read."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks for the end. The exit status is 128 and its number, as shells have it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.strsignal(number))
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        return 128 + self.number
+
+
+@dataclass
+class Stop:
+    """A wish to end after the step under way, which a signal may utter; all processes end after the same one."""
+
+    asked: int = 0
+    """Number of the signal that this process got; 0: none."""
+    agreed: int = 0
+    """Number of the signal that ended the training, wherever it was got."""
+
+
+def shared_batches(
+    split: Split, batch_size: int, order: Tensor, start: int = 0, ranks: Ranks | None = None
+) -> Iterator[Batch]:
+    """`batches`, of which each replica reads its part: consecutive images, equally many, the last ones fewer.
+
+    Those that read fewer than another are padded with black images that have no label. Alone: `batches` itself.
+    """
+    if ranks is None:
+        yield from batches(split, batch_size, order, start)
+        return
+    for first in range(start * batch_size, len(order), batch_size):
+        indices = order[first : first + batch_size]
+        each = -(-len(indices) // ranks.replicas)
+        batch = split.read(indices[ranks.replica * each : (ranks.replica + 1) * each])
+        counts = _counts(len(batch.labels), ranks)
+        if any(counts):
+            yield _padded(
+                replace(batch, number=first // batch_size, first=sum(counts[: ranks.replica]), total=sum(counts)),
+                max(counts),
+            )
+
+
+def share_of(batch: Batch, ranks: Ranks) -> Batch:
+    """What a replica takes of a global batch that every process has read."""
+    total = len(batch.labels)
+    each = -(-total // ranks.replicas)
+    part = slice(ranks.replica * each, (ranks.replica + 1) * each)
+    own = replace(batch, images=batch.images[part], labels=batch.labels[part], indices=batch.indices[part])
+    return _padded(replace(own, first=min(part.start, total), total=total), each)
+
+
+def _counts(own: int, ranks: Ranks) -> list[int]:
+    """How many images each replica has read; its towers must have read as many."""
+    found = [int(count) for [count] in ranks.numbers([own], "reading images")]
+    for replica in range(ranks.replicas):
+        first = replica * ranks.towers
+        for rank in range(first, first + ranks.towers):
+            if found[rank] != found[first]:
+                raise UnevenReadError(
+                    f"rank {rank} read {found[rank]} images of a batch of which rank {first} read {found[first]}"
+                )
+    return found[:: ranks.towers]
+
+
+def _padded(batch: Batch, count: int) -> Batch:
+    missing = count - len(batch.labels)
+    if not missing:
+        return batch
+    images = torch.cat([batch.images, batch.images.new_zeros(missing, *batch.images.shape[1:])])
+    return replace(batch, images=images, padding=missing)
+
+
+def together(outcome: list[float], stop: Stop, ranks: Ranks | None, what: str) -> list[float]:
+    """The sum of all processes' numbers; `stop` is agreed on if one of them was asked to."""
+    if ranks is None:
+        stop.agreed = stop.asked
+        return outcome
+    found: list[Any] = ranks.numbers([*outcome, stop.asked], what)
+    stop.agreed = int(max(numbers[-1] for numbers in found))
+    return [sum(column) for column in list(zip(*found, strict=True))[:-1]]
