@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from layouts import small
 
 from splitnet.parallel import device_links, fake, links, probes
+from splitnet.parallel.collective import LostRankError
 from splitnet.parallel.links import UnsoundLinkError, check_devices, check_ranks, refuse_unsound
 from splitnet.parallel.probes import DTYPES, STAGING, Contents, LinkReport, difference
 from splitnet.testing import fake_devices  # noqa: F401
@@ -340,7 +341,7 @@ def work(rank, world, port, settings, queue):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)
     groups = [dist.new_group([first, first + 1]) for first in range(0, world, 2)]
-    ranks = SimpleNamespace(rank=rank, world=world, device=CPU, tower_group=groups[rank // 2])
+    ranks = SimpleNamespace(rank=rank, world=world, device=CPU, tower_group=groups[rank // 2], notice=None)
     if settings.get("alone"):
         ranks.tower_group = None
     kind, source, target = settings.get("fault", ("", 0, -1))
@@ -349,13 +350,26 @@ def work(rank, world, port, settings, queue):
             setattr(dist, kind, doubled(getattr(dist, kind)))
         else:
             dist.recv = Spoiled(kind, source)
-    reports = check_ranks(ranks, small("fashion"), 2, brief=settings["brief"])
+    if settings.get("dies") == rank:
+        os._exit(0)
+    try:
+        reports = check_ranks(ranks, small("fashion"), 2, brief=settings["brief"])
+    except LostRankError as error:
+        queue.put((rank, str(error)))
+        return
     queue.put((rank, [(*place(r), r.what, r.wrong, r.worst and r.worst.kind, r.tensors, r.rates) for r in reports]))
     dist.destroy_process_group()
 
 
 def checked(world, **settings):
     """The list that every rank ended with."""
+    found = ended(world, world, **settings)
+    assert all(found[rank] == found[0] for rank in range(world))
+    return found[0]
+
+
+def ended(world, tell, **settings):
+    """What ranks ended with, of which `tell` say so."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -368,9 +382,7 @@ def checked(world, **settings):
     finally:
         for process in context.processes:
             process.kill()
-    found = dict(queue.get() for _ in range(world))
-    assert all(found[rank] == found[0] for rank in range(world))
-    return found[0]
+    return dict(queue.get() for _ in range(tell))
 
 
 @pytest.mark.ranks
@@ -415,3 +427,9 @@ def test_a_collective_that_is_wrong_is_found(kind):
 @pytest.mark.ranks
 def test_ranks_without_other_towers_have_no_collectives():
     assert {entry[2] for entry in checked(2, brief=True, alone=True)} == {"copies"}
+
+
+@pytest.mark.ranks
+def test_a_rank_that_dies_is_a_lost_rank():
+    found = ended(2, 1, brief=True, dies=1)
+    assert found[0].startswith("test of links: rank 0 to rank 1: ")

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from splitnet.network.architecture import Architecture
+from splitnet.parallel.collective import Notice, carried
 from splitnet.parallel.device_links import HOST, TIMED, TIMED_SMALL, Crossings, DeviceLinks, judged
 from splitnet.parallel.exchange import Link
 from splitnet.parallel.probes import Contents, Difference, LinkReport, Probe, crossings, difference, probes
@@ -64,6 +65,8 @@ class Member(Protocol):
     def device(self) -> torch.device: ...
     @property
     def tower_group(self) -> dist.ProcessGroup | None: ...
+    @property
+    def notice(self) -> Notice | None: ...
 
 
 def check_ranks(
@@ -72,7 +75,7 @@ def check_ranks(
     """Test every ordered pair of ranks by send and recv, and the collectives of the towers; the same list on each rank.
 
     Every rank calls it, and takes part whatever it finds. A rank's own link between device and host comes first.
-    `link` "host": what ranks send each other lies in host memory.
+    `link` "host": what ranks send each other lies in host memory. LostRankError if a rank does not take part.
     """
     own = check_devices([ranks.device], architecture, batch, brief=brief, seed=seed)
     reports = [replace(r, source=f"rank {ranks.rank} {r.source}", target=f"rank {ranks.rank} {r.target}") for r in own]
@@ -81,7 +84,8 @@ def check_ranks(
     if ranks.tower_group is not None and dist.get_world_size(ranks.tower_group) > 1:
         reports += check.collectives(ranks.tower_group)
     everywhere: list[Any] = [None] * ranks.world
-    dist.all_gather_object(everywhere, reports)
+    with carried("test of links: what ranks found", ranks.notice):
+        dist.all_gather_object(everywhere, reports)
     return _merged([report for of_rank in everywhere for report in of_rank])
 
 
@@ -109,7 +113,8 @@ class _Ranks:
             for target in world:
                 if source != target:
                     if me in (source, target):
-                        found.append(self._sent(target) if me == source else self._received(source))
+                        with carried(f"test of links: rank {source} to rank {target}", self.ranks.notice):
+                            found.append(self._sent(target) if me == source else self._received(source))
                     self.number += len(self.probes)
         return found
 
@@ -182,11 +187,13 @@ class _Ranks:
         others = ", ".join(f"rank {rank}" for rank in ranks if rank != self.ranks.rank)
         found = []
         for row, count in self.crossings.items():
-            for what, carried in (("all_gather", self._all_gather), ("reduce_scatter", self._reduce_scatter)):
+            for what, made in (("all_gather", self._all_gather), ("reduce_scatter", self._reduce_scatter)):
                 report = LinkReport(others, f"rank {self.ranks.rank}", f"{row} {what}", avoidable=self.avoidable)
                 for turn in range(2):
                     probe = Probe(torch.float32, count, turn)
-                    for wrong in carried(group, probe, len(ranks), me):
+                    with carried(f"test of links: {what} of {row}", self.ranks.notice):
+                        differences = list(made(group, probe, len(ranks), me))
+                    for wrong in differences:
                         report = report.with_probe(probe.bytes, wrong)
                     self.number += len(ranks)
                 found.append(report)
