@@ -29,6 +29,8 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._always:  # torchrun ends the others when the first of a job has ended: each is to end in its own way
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def patient(self) -> AbstractContextManager[Stop]:
         """Inside, the first signal is a wish, which `stop` has."""

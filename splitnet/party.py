@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Self
 from splitnet.errors import UsageError
 from splitnet.options import refuse
 from splitnet.parallel import ranks as processes
+from splitnet.parallel.collective import LostRankError
 from splitnet.parallel.meeting import Meeting, code
 from splitnet.parallel.ranks import Ranks
 from splitnet.parallel.watch import COLLECTIVE, Watch
@@ -32,7 +33,7 @@ class Party:
         self._open = ExitStack()
         if self.several:
             self._store = processes.job_store(START)
-            self._meeting = Meeting(self._store, START)
+            self._meeting = Meeting(self._store, self.rank, processes.world(), START)
 
     @property
     def first(self) -> bool:
@@ -65,7 +66,12 @@ class Party:
 
     def refuse(self, error: UsageError) -> int:
         """One line for all; the exit status of bad usage."""
-        return self._meeting.refuse(error) if self.several else refuse(error)
+        if not self.several:
+            return refuse(error)
+        try:
+            return self._meeting.refuse(error)
+        except LostRankError:  # nobody is there to agree with
+            return refuse(error)
 
     def join(self, towers: int, gpus: list[bool]) -> None:
         """Form groups with the others, if there are any."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+SMALL_RUN = TESTS / "small_run.py"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,28 @@ def words(world: int, *command: str | Path, options: tuple[str, ...] = ()) -> li
     """The command line of a job; a command that begins with -m is a module."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     return [*torchrun, *options, *map(str, command)]
+
+
+def alone(script: str | Path, *options: str | Path) -> Ended:
+    """Run a script in one process."""
+    words = [sys.executable, str(script), *map(str, options)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment(), check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def ranks_of(job: "subprocess.Popen[str]") -> list[int]:
+    """Process ids of a job's ranks, in order."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ranks = [int(word.removeprefix(b"RANK=")) for word in words if word.startswith(b"RANK=")]
+        if parent == job.pid and ranks:
+            found[ranks[0]] = int(process.name)
+    return [found[rank] for rank in sorted(found)]
 
 
 def torchrun(world: int, *command: str | Path, timeout: float = 300, **more: str) -> Ended:

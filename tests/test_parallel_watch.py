@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rank_jobs import START_UP, TORCHRUN, WORKER, Job, environment, run_worker
 
 from splitnet.errors import UsageError
 from splitnet.parallel import guardian
-from splitnet.parallel.beats import Beat, Process, Verdict
+from splitnet.parallel.beats import Beat, Process, Verdict, blame_who_hangs
 from splitnet.parallel.watch import Watch, agent_store
 
 TIMEOUT = 12
@@ -189,14 +190,38 @@ def test_a_beat_says_where_the_work_is(connect):
     with Watch(connect, rank=0, world=1, timeout=60) as watch:
         watch.at("step 7, exchange conv3")
         watch.at("step 7, exchange fc6")
-    beat = Beat.read(connect().get("beat/0"))
-    assert (beat.where, beat.places, beat.state) == ("step 7, exchange fc6", 2, "done")
-    assert beat.process == Process.this()
+    last = Beat.read(connect().get("beat/0"))
+    assert (last.where, last.places, last.state) == ("step 7, exchange fc6", 2, "done")
+    assert last.process == Process.this()
 
 
 def test_what_is_written_is_read():
     verdict = Verdict("rank 1 is “gone”", 1, 2)
     assert Verdict.read(verdict.write().encode()) == verdict
+
+
+def beat(state, places):
+    return Beat(1, places, f"place {places}", state, Process("here", "", 9, ""))
+
+
+@pytest.mark.parametrize(
+    ("beats", "line", "blamed"),
+    [
+        # Rank 2 hangs, 3 waits for it, and the other replica is at the end of the step, where its own wait is younger.
+        ("in 7, in 7, in 4, lost 4", "rank 2 (here, pid 9) hangs in place 4", 2),
+        ("lost 7, lost 7, in 4, lost 4", "rank 2 (here, pid 9) hangs in place 4", 2),
+        ("lost 4, in 5", "rank 1 (here, pid 9) hangs in place 5", 1),
+        ("lost 4, lost 4", "all ranks wait for each other in place 4", None),
+        (
+            "lost 5, lost 4",
+            "rank 1 (here, pid 9) waits for others that wait for it; it is furthest behind, in place 4",
+            1,
+        ),
+    ],
+)
+def test_who_hangs_is_furthest_behind_of_those_who_do_not_wait(beats, line, blamed):
+    beats = {r: beat(words.split()[0], int(words.split()[1])) for r, words in enumerate(beats.split(", "))}
+    assert blame_who_hangs(beats) == Verdict(line, blamed)
 
 
 def test_a_process_is_known_by_its_start_too():
@@ -220,23 +245,36 @@ def test_a_process_is_known_by_its_start_too():
 
 
 PARENT = f"""
-import struct, subprocess, sys, time
+import os, struct, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-I", "-S", {guardian.__file__!r}], stdin=subprocess.PIPE, bufsize=0)
-child.stdin.write(struct.pack("d", 0.5))
+child.stdin.write(struct.pack("d", float(sys.argv[1])))
 print(child.pid, flush=True)
+heir = os.fork() if len(sys.argv) > 2 else 1
+if not heir:
+    time.sleep(10)
+    os._exit(0)
 while True:
     child.stdin.write(b".")
     time.sleep(0.05)
 """
 
 
+@contextmanager
+def guarding(*words):
+    """A process that beats, and the id of its guardian."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        yield parent, int(parent.stdout.readline())
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+
+
 @pytest.fixture
 def guarded():
-    """A process that beats, and the id of its guardian, whose limit is half a second."""
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    yield parent, int(parent.stdout.readline())
-    parent.kill()
-    parent.communicate()
+    with guarding("0.5") as both:
+        yield both
 
 
 def ends(pid, within=5.0):
@@ -265,11 +303,19 @@ def test_a_guardian_ignores_what_is_meant_for_its_parent_but_ends_with_it(guarde
     assert ends(pid)
 
 
+def test_a_guardian_ends_though_an_heir_of_its_parent_holds_the_pipe():
+    with guarding("10", "with an heir") as (parent, pid):
+        parent.kill()
+        assert ends(pid)
+
+
 def test_a_guardian_that_was_stopped_with_its_parent_forgives(guarded):
     parent, pid = guarded
     time.sleep(0.3)
-    for stopped in (parent.pid, pid):
-        os.kill(stopped, signal.SIGSTOP)
+    os.kill(parent.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, parent.pid, os.WSTOPPED | os.WNOWAIT)
+    time.sleep(0.1)  # the last beat has been read
+    os.kill(pid, signal.SIGSTOP)
     time.sleep(1.0)
     os.kill(pid, signal.SIGCONT)
     time.sleep(0.1)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,3 +114,19 @@ class Verdict:
     @classmethod
     def read(cls, text: bytes) -> Self:
         return cls(**json.loads(text))
+
+
+def blame(rank: int, beat: Beat, what: str) -> Verdict:
+    """That a rank did or suffered `what`, where it was last: "was killed, last seen in"."""
+    return Verdict(f"rank {rank} {beat.process} {what} {beat.where}", rank)
+
+
+def blame_who_hangs(beats: Mapping[int, Beat]) -> Verdict:
+    """Why collectives time out while every rank beats: of those who do not wait, the one furthest behind hangs."""
+    busy = [rank for rank, beat in beats.items() if beat.state in ("in", "done")]
+    behind = min(busy or beats, key=lambda rank: beats[rank].places)
+    if busy:
+        return blame(behind, beats[behind], "hangs in")
+    if len({beat.places for beat in beats.values()}) == 1:
+        return Verdict(f"all ranks wait for each other in {beats[behind].where}")
+    return blame(behind, beats[behind], "waits for others that wait for it; it is furthest behind, in")

@@ -10,7 +10,7 @@ import signal
 import struct
 
 SLICES = 10
-"""The limit is counted in slices: a guardian that was itself stopped with its parent has missed one, not all."""
+"""Of the limit. After each it looks for its parent; a guardian that was itself stopped has missed one, not all."""
 
 
 def guard(parent: int, limit: float) -> None:
@@ -18,7 +18,7 @@ def guard(parent: int, limit: float) -> None:
     missed = 0
     while missed < SLICES:
         ready, _, _ = select.select([0], [], [], limit / SLICES)
-        if os.getppid() != parent:  # its own children may still hold the pipe
+        if os.getppid() != parent:  # it ended, and a child of its own still holds the pipe
             return
         if ready and not os.read(0, 4096):
             return

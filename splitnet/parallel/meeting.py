@@ -17,7 +17,6 @@ import torch
 from torch.distributed.distributed_c10d import Store
 
 from splitnet.errors import UsageError
-from splitnet.parallel import ranks
 from splitnet.parallel.collective import LostRankError
 
 Facts = Mapping[str, str]
@@ -40,8 +39,8 @@ class Meeting:
     `timeout` seconds.
     """
 
-    def __init__(self, store: Store, timeout: float) -> None:
-        self.store, self.timeout = store, timeout
+    def __init__(self, store: Store, rank: int, world: int, timeout: float) -> None:
+        self.store, self.rank, self.world, self.timeout = store, rank, world, timeout
         self._rounds = 0
         self._refused: dict[int, str] | None = None
 
@@ -63,10 +62,10 @@ class Meeting:
             with suppress(UsageError):
                 self._check_none_refused(self._exchanged({"error": str(error)}))
         assert self._refused is not None
-        if ranks.rank() == 0:
+        if self.rank == 0:
             lines = set(self._refused.values())
             first = min(self._refused)
-            alone = len(self._refused) < ranks.world() or len(lines) > 1
+            alone = len(self._refused) < self.world or len(lines) > 1
             whose = f"rank {first}: " if alone and not self._refused[first].startswith("rank ") else ""
             sys.stderr.write(f"splitnet: error: {whose}{self._refused[first]}\n")
         return 2
@@ -80,8 +79,8 @@ class Meeting:
     def _exchanged(self, own: dict[str, Any]) -> list[dict[str, Any]]:
         self._rounds += 1
         key = f"meeting/{self._rounds}"
-        self.store.set(f"{key}/{ranks.rank()}", json.dumps(own))
-        keys = [f"{key}/{rank}" for rank in range(ranks.world())]
+        self.store.set(f"{key}/{self.rank}", json.dumps(own))
+        keys = [f"{key}/{rank}" for rank in range(self.world)]
         try:
             self.store.wait(keys, timedelta(seconds=self.timeout))
         except RuntimeError as error:

@@ -31,7 +31,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # torch.dis
 from torch.distributed import DistError
 
 from splitnet.errors import UsageError
-from splitnet.parallel.beats import Beat, Process, State, Verdict, end_sibling
+from splitnet.parallel.beats import Beat, Process, State, Verdict, blame, blame_who_hangs, end_sibling
 from splitnet.parallel.collective import LostRankError
 
 BEAT, SILENCE, GUARDIAN, COLLECTIVE, START, OTHERS, VERDICT = 1 / 30, 1 / 3, 2 / 5, 3 / 5, 3 / 5, 1 / 20, 1 / 10
@@ -241,8 +241,7 @@ class Watch:
         return self._judge_error(*self._error) if self._error else None
 
     def _blame(self, rank: int, what: str) -> Verdict:
-        beat = self._beats[rank]
-        return Verdict(f"rank {rank} {beat.process} {what} {beat.where}", rank)
+        return blame(rank, self._beats[rank], what)
 
     def _blame_silent(self, rank: int) -> Verdict:
         if rank not in self._beats:
@@ -266,13 +265,7 @@ class Watch:
             return None
         if absent := [r for r in self._silence if r not in self._beats]:
             return self._blame_silent(absent[0])
-        busy = [r for r, beat in self._beats.items() if beat.state in ("in", "done")]
-        behind = min(busy or self._beats, key=lambda r: self._beats[r].places)
-        if busy:
-            return self._blame(behind, "hangs in")
-        if len({beat.places for beat in self._beats.values()}) == 1:
-            return Verdict(f"all ranks wait for each other in {self.where}")
-        return self._blame(behind, "waits for others that wait for it; it is furthest behind, in")
+        return blame_who_hangs(self._beats)
 
     def _agent_gone(self) -> str:
         return f"torchrun (pid {self._agent} on {self._this.host}) was killed: its ranks end with it"

@@ -1,0 +1,207 @@
+"""`torchrun … -m splitnet.run`: whole runs in several processes, on small networks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from jobs import SMALL_RUN, Ended, alone, environment, ranks_of, torchrun, words
+from layouts import small
+
+from splitnet.measure.records import read_compare, read_run, read_steps
+from splitnet.measure.timeline import Timeline, read
+from splitnet.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.ranks
+
+SMALL = ("--data", "fashion-mnist-small", "--batch-size", "15", "--timeout", "30")
+
+
+def run(world, out, *options, **more):
+    return torchrun(world, SMALL_RUN, *SMALL, "--out", out, *options, **more)
+
+
+def folder_of(out):
+    [folder] = out.iterdir()
+    return folder
+
+
+def losses(folder):
+    return [record["loss"] for record in read_steps(folder / "steps.jsonl") if record["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Two processes, everything on."""
+    out = tmp_path_factory.mktemp("ran")
+    ended = run(2, out, "--towers", "2", "--steps", "7")
+    assert ended.code == 0, ended.err
+    return ended, folder_of(out)
+
+
+def test_one_process_prints_and_writes(ran):
+    ended, folder = ran
+    assert ended.errors == []
+    assert ended.out.count("Run folder:") == 1
+    assert ended.out.startswith("fashion, 2 towers on 2 processes")
+    assert folder.name.endswith("fashion-2x2")
+    made = {path.name for path in folder.iterdir()}
+    assert {"run.json", "steps.jsonl", "compare.json", "trace.json.gz", "report.md", "tensorboard"} <= made
+    assert len(losses(folder)) == 7
+
+
+def test_the_run_says_who_hosted_what(ran):
+    devices = read_run(ran[1])["devices"]
+    assert [(d["device"], d["tower"], d["replica"]) for d in devices] == [("rank 0", 0, 0), ("rank 1", 1, 0)]
+
+
+def test_what_crossed_is_audited_and_compared(ran):
+    ended, folder = ran
+    assert "as the table derives, to the byte" in " ".join(ended.out.split())
+    table = small("fashion").adapted(1, 10)
+    layouts = {layout["layout"]: layout for layout in read_compare(folder)["layouts"]}
+    assert list(layouts) == ["towers", "whole", "replicas", "dense"]
+    assert sum(row["measured"] for row in layouts["towers"]["exchanged"]) == table.bytes_exchanged(15)
+    # 15 images are 8 and 7, and each replica's gradients are summed once
+    assert layouts["replicas"]["exchanged"] == [
+        {"row": "gradients", "measured": 8 * table.parameters, "derived": 8 * table.parameters}
+    ]
+    for name in ("towers", "replicas"):
+        assert max(layouts[name]["loss_differences"]) < 1e-4
+        assert layouts[name]["ratio"]["n"] == 5
+
+
+def test_all_ranks_are_in_one_trace(ran):
+    _, folder = ran
+    timeline = Timeline(read(folder / "trace.json.gz"))
+    assert timeline.devices == ("rank 0", "rank 1")
+    table = small("fashion").adapted(1, 10)
+    crossed = dict.fromkeys(("conv3", "fc6", "fc7", "fc8"), 0)
+    for (row, *_), size in timeline.exchanged(timeline.median_step()).items():
+        if row:
+            crossed[row] += size
+    assert crossed == {row.name: sum(t.bytes for t in row.transfers(15)) for row in table.rows() if row.crosses}
+    assert len(list((folder / "tensorboard").glob("*.pt.trace.json.gz"))) == 2
+
+
+def test_two_processes_train_as_one_does(ran, tmp_path):
+    options = ("--towers", "2", "--steps", "7", "--devices", "cpu,cpu", "--no-compare", "--no-profile")
+    ended = alone(SMALL_RUN, *SMALL, "--out", tmp_path, *options)
+    assert ended.code == 0, ended.err
+    assert losses(folder_of(tmp_path)) == losses(ran[1])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """2x2 processes that end after ten steps, saved."""
+    out = tmp_path_factory.mktemp("saved")
+    ended = run(4, out, "--towers", "2", "--steps", "10", "--save-every", "5", "--no-compare", "--no-profile")
+    assert ended.code == 0, ended.err
+    assert "Between 2 replicas" in ended.out
+    return folder_of(out)
+
+
+def test_a_run_goes_on_in_any_other_layout(saved, tmp_path):
+    """Ten steps of 2x2 processes, then two of one, then two of two processes; all as one process would."""
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    assert Checkpoints(folder).steps() == [5, 10]
+    quiet = ("--no-compare", "--no-profile")
+    ended = alone(SMALL_RUN, "--resume", folder, "--steps", "12", "--devices", "cpu", *quiet)
+    assert ended.code == 0, ended.err
+    assert "at step 10" in ended.out
+    ended = torchrun(2, SMALL_RUN, "--resume", folder, "--steps", "14", *quiet)
+    assert ended.code == 0, ended.err
+    straight = tmp_path / "straight"
+    ended = alone(SMALL_RUN, *SMALL, "--towers", "2", "--steps", "14", "--devices", "cpu", "--out", straight, *quiet)
+    assert ended.code == 0, ended.err
+    assert len(losses(folder)) == 14
+    assert losses(folder) == pytest.approx(losses(folder_of(straight)), abs=1e-4)
+
+
+def started(world, out, *options, torchrun_options=()):
+    """A job under way, in which at least two steps are recorded."""
+    command = words(world, SMALL_RUN, *SMALL, "--out", out, *options, options=torchrun_options)
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 120
+    while not any(len(losses(folder)) >= 2 for folder in out.glob("*") if (folder / "steps.jsonl").exists()):
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return job
+
+
+def end_of(job):
+    out, err = job.communicate(timeout=120)
+    return Ended(job.returncode, out, err)
+
+
+def test_sigterm_is_honoured_at_the_end_of_a_step_and_saved(tmp_path):
+    job = started(2, tmp_path, "--towers", "2", "--steps", "100000", "--save-every", "100000", "--no-profile")
+    job.send_signal(signal.SIGTERM)
+    ended = end_of(job)
+    assert ended.errors == []
+    folder = folder_of(tmp_path)
+    done = len(losses(folder))
+    assert read_run(folder)["status"] == "interrupted"
+    assert Checkpoints(folder).last().step == done
+    again = torchrun(2, SMALL_RUN, "--resume", folder, "--steps", str(done + 1), "--no-compare", "--no-profile")
+    assert again.code == 0, again.err
+    assert len(losses(folder)) == done + 1
+
+
+def test_a_killed_rank_is_named_and_torchrun_goes_on_from_the_last_checkpoint(tmp_path):
+    options = ("--towers", "2", "--steps", "40", "--save-every", "1", "--no-profile", "--no-compare")
+    job = started(2, tmp_path, *options, torchrun_options=("--max-restarts", "1"))
+    victim = ranks_of(job)[1]
+    os.kill(victim, signal.SIGKILL)
+    ended = end_of(job)
+    assert ended.code == 0, ended.err
+    [line] = ended.errors
+    assert line.startswith("rank 1 ")
+    assert f"pid {victim}" in line
+    assert "was killed" in line
+    folder = folder_of(tmp_path)
+    steps = [record["step"] for record in read_steps(folder / "steps.jsonl") if record["kind"] == "step"]
+    assert steps == list(range(40))
+    assert read_run(folder)["resumed_at"] >= 1
+    assert read_run(folder)["status"] == "finished"
+
+
+def test_a_loss_that_is_not_finite_stops_every_rank_at_the_same_step(tmp_path):
+    ended = run(2, tmp_path, "--towers", "2", "--steps", "50", "--lr", "1e30", "--no-compare", "--no-profile")
+    assert ended.code != 0
+    [line] = ended.errors
+    assert "the loss is" in line
+    folder = folder_of(tmp_path)
+    assert read_run(folder)["status"].startswith("failed: step ")
+    assert f"step {len(losses(folder))}:" in line
+
+
+@pytest.mark.parametrize(
+    ("world", "options", "told"),
+    [
+        (3, ("--towers", "2"), "--towers 2: 3 processes are not a multiple of it"),
+        (2, ("--towers", "2", "--devices", "cpu,cpu"), "--devices cpu,cpu: under torchrun"),
+        (2, ("--towers", "2", "--resume", "nowhere"), "rank 0: nowhere: no such folder"),
+    ],
+)
+def test_bad_usage_is_one_line_for_the_job_and_exit_2_of_each(tmp_path, world, options, told):
+    ended = run(world, tmp_path / "out", *options)
+    assert ended.code != 0
+    [line] = ended.errors
+    assert line.startswith(told)
+    assert not (tmp_path / "out").exists()
+    codes = [text.split()[2] for text in ended.err.splitlines() if text.strip().startswith("exitcode ")]
+    assert codes == ["2"] * world
+
+
+def test_a_checkpoint_of_another_network_is_refused(saved, tmp_path):
+    before = sorted(path.name for path in saved.rglob("*"))
+    ended = torchrun(2, SMALL_RUN, "--resume", saved, "--preset", "alexnet")
+    [line] = ended.errors
+    assert "weights of another network" in line
+    assert "fc6.weight is (512, " in line
+    assert sorted(path.name for path in saved.rglob("*")) == before
