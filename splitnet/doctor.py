@@ -14,11 +14,14 @@ from rich.table import Table
 from splitnet import tables
 from splitnet.errors import UsageError
 from splitnet.network.presets import preset, presets
-from splitnet.options import LARGEST, check_bounds, guarded, option, parse, refuse
+from splitnet.options import LARGEST, check_bounds, guarded, option, parse
+from splitnet.parallel import ranks as processes
+from splitnet.parallel.collective import LostRankError
 from splitnet.parallel.exchange import Link
-from splitnet.parallel.links import check_devices
+from splitnet.parallel.links import check_devices, check_ranks
 from splitnet.parallel.placement import Placement, place
 from splitnet.parallel.probes import LinkReport
+from splitnet.party import Party, facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +34,14 @@ class DoctorOptions:
     devices: str | None = option(None, "one for each tower, joined by commas")
     batch_size: int = option(64, "images in a step")
     link: str = option("device", "how towers reach each other", get_args(Link))
+    timeout: int = option(60, "seconds until a job ends of which a process died, hangs or is cut off")
     seed: int = option(0, "of what is sent")
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")
 
     def __post_init__(self) -> None:
-        check_bounds(self, {"batch_size": (1, 65536), "seed": (0, LARGEST), "threads": (1, 1024)})
+        check_bounds(
+            self, {"batch_size": (1, 65536), "seed": (0, LARGEST), "threads": (1, 1024), "timeout": (5, 86400)}
+        )
 
 
 def worst_first(reports: Iterable[LinkReport]) -> list[LinkReport]:
@@ -137,26 +143,43 @@ def verdict(reports: Sequence[LinkReport], faults: Sequence[LinkReport]) -> str:
     return f"NOT sound: {names}.{hint}"
 
 
+def tested(options: DoctorOptions, party: Party, console: Console) -> bool:
+    """Test all links of this process's devices, or of the job's processes, and print what was found."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    architecture = preset(options.preset, options.towers, options.crosses)
+    if party.several:
+        processes.check_divides(options.towers)
+        if options.devices is not None:
+            raise UsageError(f"--devices {options.devices}: under torchrun each process has its own; leave it out")
+    party.join(options.towers, party.agree(facts(options, {"threads"}), party.several and processes.own_gpu()))
+    placement = place(architecture, options.devices.split(",") if options.devices else None, party.ranks)
+    console.print(tables.devices(architecture, placement), highlight=False, soft_wrap=True)
+    link, batch = cast(Link, options.link), options.batch_size
+    if party.ranks is None:
+        reports = check_devices(placement.devices, architecture, batch, brief=False, seed=options.seed, link=link)
+    else:
+        reports = check_ranks(party.ranks, architecture, batch, brief=False, seed=options.seed, link=link)
+    return examine(reports, placement, link, console)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 sound, 1 not, 2 for bad usage."""
     console = tables.console()
-    try:
-        options = parse(DoctorOptions, "doctor", __doc__ or "", argv)
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        architecture = preset(options.preset, options.towers, options.crosses)
-        placement = place(architecture, None if options.devices is None else options.devices.split(","))
-        console.print(tables.devices(architecture, placement), highlight=False, soft_wrap=True)
-        link, batch = cast(Link, options.link), options.batch_size
-        reports = check_devices(placement.devices, architecture, batch, brief=False, seed=options.seed, link=link)
-        return 0 if examine(reports, placement, link, console) else 1
-    except UsageError as error:
-        return refuse(error)
-    except KeyboardInterrupt:
-        return 130
-    except torch.OutOfMemoryError as error:
-        sys.stderr.write(f"splitnet: error: out of memory; a smaller --batch-size needs less ({error})\n")
-        return 1
+    with Party() as party:
+        try:
+            options = parse(DoctorOptions, "doctor", __doc__ or "", argv)
+            party.watch(options.timeout)
+            return 0 if tested(options, party, console if party.first else Console(quiet=True)) else 1
+        except UsageError as error:
+            return party.refuse(error)
+        except LostRankError as error:
+            party.lost(error)
+        except KeyboardInterrupt:
+            return 130
+        except torch.OutOfMemoryError as error:
+            sys.stderr.write(f"splitnet: error: out of memory; a smaller --batch-size needs less ({error})\n")
+            return 1
 
 
 if __name__ == "__main__":

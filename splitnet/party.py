@@ -1,6 +1,6 @@
 """The processes that make a run together: this one, or those of a job that torchrun started."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from datetime import timedelta
 from types import TracebackType
@@ -55,7 +55,7 @@ class Party:
         self.timeout = timeout
         if self.several:
             self._meeting.timeout = timeout
-            self._watch = Watch(processes.job_store, self.rank, processes.world(), timeout)
+            self._watch = Watch(lambda: processes.job_store(timeout / 6), self.rank, processes.world(), timeout)
             self._open.enter_context(self._watch)
 
     def agree(self, facts: Mapping[str, Any], note: Any = None) -> list[Any]:
@@ -108,6 +108,7 @@ class Party:
         self._watch.failed(line)
 
 
-def versions() -> dict[str, str]:
-    """What must be alike in all processes of a run, beside their options."""
-    return {"the code": code()}
+def facts(options: Any, own: Collection[str]) -> dict[str, Any]:
+    """What must be alike in all processes: options, but for those that are each one's `own`, and the code."""
+    shared = {name: value for name, value in vars(options).items() if name not in own}
+    return {f"--{name.replace('_', '-')}": value for name, value in shared.items()} | {"the code": code()}

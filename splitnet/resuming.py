@@ -10,7 +10,7 @@ from splitnet.job import Job, RunOptions
 from splitnet.measure.records import read_run
 from splitnet.options import given, parse
 from splitnet.parallel import ranks as processes
-from splitnet.party import Party, versions
+from splitnet.party import Party, facts
 from splitnet.training.checkpoint import Checkpoint, Checkpoints, check_fits
 
 TAKEN = ("preset", "towers", "crosses", "data", "data_dir", "batch_size", "optimizer", "lr", "seed", "save_every")
@@ -27,14 +27,13 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
     """
     options = parse(RunOptions, "run", description, argv)
     party.watch(options.timeout)
-    facts = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in OWN}
     checkpoint, defaults = None, {}
     if party.first:
         resumed = options.resume or _last_attempt(party)
         if resumed is not None:
             checkpoint = Checkpoints(resumed).last()
             defaults = {"resume": str(resumed)} | _defaults(resumed, given(RunOptions, argv))
-    [defaults, *_] = party.agree(facts | versions(), defaults)
+    [defaults, *_] = party.agree(facts(options, OWN), defaults)
     return parse(RunOptions, "run", description, argv, defaults) if defaults else options, checkpoint
 
 

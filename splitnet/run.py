@@ -153,11 +153,13 @@ def start(argv: Sequence[str] | None, party: Party, console: Console) -> Report:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if training failed (a loss that is not finite), 2 for bad usage, 130 when interrupted."""
     console = tables.console()
-    with Interrupts(processes.launched()) as interrupts, Party() as party:
-        if not party.first:
-            console = Console(quiet=True)
+    try:
+        party = Party()
+    except ConnectionError as error:
+        return _failed(str(error))[1]
+    with Interrupts(party.several) as interrupts, party:
         try:
-            report = start(argv, party, console)
+            report = start(argv, party, console if party.first else Console(quiet=True))
         except UsageError as error:
             return party.refuse(error)
         except UnsoundLinkError as error:

@@ -18,7 +18,8 @@ for _signal in (signal.SIGTERM, signal.SIGINT):  # before PyTorch's import: torc
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from splitnet.parallel.watch import COLLECTIVE, Watch, agent_store  # noqa: E402
+from splitnet.parallel.ranks import job_store  # noqa: E402
+from splitnet.parallel.watch import COLLECTIVE, Watch  # noqa: E402
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 EXCHANGE, STEP_END = "exchange conv3", "the end of the step"
@@ -63,11 +64,11 @@ def main(timeout: float, steps: int, kind: str = "", victim: int = -1, at: int =
 
     if kind.endswith("-unborn"):
         fault(at, "-unborn")
-    with Watch(lambda: agent_store(5), RANK, WORLD, timeout) as watch:
+    with Watch(lambda: job_store(5), RANK, WORLD, timeout) as watch:
         watch.at("joining")
         fault(at, "-joining")
         limit = timedelta(seconds=timeout * (10 if kind == "slow" else COLLECTIVE))
-        dist.init_process_group("gloo", store=agent_store(), rank=RANK, world_size=WORLD, timeout=limit)
+        dist.init_process_group("gloo", store=job_store(), rank=RANK, world_size=WORLD, timeout=limit)
         for step in range(steps):
             watch.at(f"step {step}, {EXCHANGE}")
             if not kind.endswith(("-unborn", "-joining")):

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from hosts import two_hosts
 from rank_jobs import START_UP, TORCHRUN, WORKER, Job, environment, run_worker
 
-from splitnet.errors import UsageError
 from splitnet.parallel import guardian
 from splitnet.parallel.beats import Beat, Process, Verdict, blame_who_hangs
-from splitnet.parallel.watch import Watch, agent_store
+from splitnet.parallel.ranks import job_store
+from splitnet.parallel.watch import Watch
 
 TIMEOUT = 12
 LONGER = 30
@@ -324,26 +324,22 @@ def test_a_guardian_that_was_stopped_with_its_parent_forgives(guarded):
     assert parent.poll() is None
 
 
-def test_no_store_is_named(monkeypatch):
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UsageError, match="start the ranks with torchrun"):
-        agent_store()
-
-
 def test_a_store_that_does_not_answer_is_named(monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
-    with pytest.raises(ConnectionError, match=f"torchrun's store at 127.0.0.1:{port} does not answer"):
-        agent_store(0.1)
+    with pytest.raises(ConnectionError, match=f"the job's store at 127.0.0.1:{port} does not answer"):
+        job_store(0.1)
 
 
 def test_attempts_do_not_read_each_others_keys(connect, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(connect().port))
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    agent_store().set("verdict", "lost")
+    job_store().set("verdict", "lost")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not agent_store().check(["verdict"])
+    assert not job_store().check(["verdict"])

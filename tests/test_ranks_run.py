@@ -205,3 +205,12 @@ def test_a_checkpoint_of_another_network_is_refused(saved, tmp_path):
     assert "weights of another network" in line
     assert "fc6.weight is (512, " in line
     assert sorted(path.name for path in saved.rglob("*")) == before
+
+
+def test_the_doctor_tests_the_links_between_ranks():
+    ended = torchrun(2, "-m", "splitnet.doctor", "--batch-size", "2", "--timeout", "30")
+    assert ended.code == 0, ended.err
+    assert "rank 0 -> rank 1" in ended.out
+    assert "rank 1 -> rank 0" in ended.out
+    assert "conv3 reduce_scatter" in ended.out
+    assert ended.out.count("Sound: all ") == 1

@@ -18,13 +18,14 @@ from splitnet.errors import UsageError
 from splitnet.parallel.collective import Notice, carried
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """By device. Beside NCCL there is gloo, for numbers that are on the CPU anyway."""
 
 
 def launched() -> bool:
     """Whether this process is one of a job's."""
-    return all(name in os.environ for name in VARIABLES)
+    return all(name in os.environ for name in VARIABLES) and all(os.environ[name].isdigit() for name in NUMBERS)
 
 
 def rank() -> int:
@@ -57,7 +58,7 @@ def device(gpus: Sequence[bool]) -> tuple[torch.device, str]:
 def job_store(timeout: float = 60) -> Store:
     """A new connection to what joins the processes of a job; keys are those of this attempt, if torchrun restarts it.
 
-    torchrun's agent has the store; started by anything else, rank 0 opens it.
+    torchrun's agent has the store; started by anything else, rank 0 opens it. ConnectionError if it does not answer.
     """
     return PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _connected(timeout))
 
@@ -76,7 +77,11 @@ def recall(name: str) -> str | None:
 def _connected(timeout: float = 60) -> Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     opens = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and not _opened
-    store = TCPStore(address, port, is_master=opens, timeout=timedelta(seconds=timeout))
+    try:
+        store = TCPStore(address, port, is_master=opens, timeout=timedelta(seconds=timeout))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConnectionError(f"the job's store at {address}:{port} does not answer: {reason}") from error
     if opens:
         _opened.append(store)  # it lives as long as this process
     return store

@@ -27,10 +27,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # torch.distributed's stubs hide them
+from torch._C._distributed_c10d import Store  # torch.distributed's stubs hide them
 from torch.distributed import DistError
 
-from splitnet.errors import UsageError
 from splitnet.parallel.beats import Beat, Process, State, Verdict, blame, blame_who_hangs, end_sibling
 from splitnet.parallel.collective import LostRankError
 
@@ -38,22 +37,6 @@ BEAT, SILENCE, GUARDIAN, COLLECTIVE, START, OTHERS, VERDICT = 1 / 30, 1 / 3, 2 /
 """Fractions of the timeout; see above."""
 FRESH = 0.1
 """Seconds after which a place is told, beat or not: the line is to name the step, not one long before."""
-
-
-def agent_store(timeout: float = 10) -> Store:
-    """A new connection to the store of torchrun's agent. Keys are this attempt's own: the store outlives a restart.
-
-    UsageError without torchrun; ConnectionError if the store does not answer within `timeout` seconds.
-    """
-    try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    except (KeyError, ValueError):
-        raise UsageError("MASTER_ADDR and MASTER_PORT name no store; start the ranks with torchrun") from None
-    try:
-        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout))
-    except RuntimeError as error:
-        raise ConnectionError(f"torchrun's store at {host}:{port} does not answer: {_first_line(error)}") from error
-    return PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 class Watch:
