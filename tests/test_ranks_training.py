@@ -3,8 +3,11 @@
 import pytest
 import torch
 from jobs import TESTS, torchrun
+from layouts import small
 from rank_training import BATCH, REST, STEPS, attempt, cases
+from safetensors.torch import load_file
 
+import splitnet
 from experiments.layouts import A_STEP, TOLERANCES, Trained, differences
 
 pytestmark = pytest.mark.ranks
@@ -84,3 +87,20 @@ def test_the_collectives_of_a_step_are_the_tables(found, layout, case):
 def test_a_batch_that_replicas_cannot_share_equally_is_padded(found, layout, case, padding):
     trained = found(layout, case)
     assert set(zip(trained.images, trained.padding, strict=True)) == {(BATCH, 0), (REST, padding)}
+
+
+def test_build_gives_each_process_its_tower(tmp_path):
+    ended = torchrun(2, TESTS / "rank_build.py", tmp_path)
+    assert ended.code == 0, ended.err
+    refused = "towers 1: this job's processes are in groups of 2"
+    assert sorted(ended.out.splitlines()) == [
+        f"rank 0: output (3, 10), 16 tensors, 1 tower; {refused}",
+        f"rank 1: output (), 0 tensors, 1 tower; {refused}",
+    ]
+    built = load_file(tmp_path / "built.safetensors")
+    alone = splitnet.build(small("alexnet"), devices=["cpu", "cpu"], seed=4).eval()
+    images = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(built.pop("output"), alone(images))
+    whole = alone.whole_state_dict()
+    assert built.keys() == whole.keys()
+    assert all(torch.equal(built[name], tensor) for name, tensor in whole.items())

@@ -16,7 +16,7 @@ from splitnet.network.towers import Exchange, SplitNet, Tower
 from splitnet.parallel import fake
 from splitnet.parallel.collective import CollectiveExchange
 from splitnet.parallel.exchange import Link, LocalExchange, UndividedExchange
-from splitnet.parallel.ranks import Ranks
+from splitnet.parallel.ranks import Ranks, of_job
 
 Device = str | torch.device
 
@@ -157,15 +157,17 @@ def build(
     """A network on its devices, with PyTorch's own initial weights drawn whole from `seed`.
 
     `architecture` is a preset's name (two towers unless said) or a table, with its own number of towers
-    unless said. One device for several towers: the same function in one piece on it. UsageError for
-    what cannot be built.
+    unless said. One device for several towers: the same function in one piece on it. In a process that torchrun
+    started, without `devices`: its own tower, joined with the others by collectives. UsageError for what cannot be
+    built.
     """
     if isinstance(architecture, str):
         architecture = preset(architecture, 2 if towers is None else towers, crosses)
     elif towers is not None:
         architecture = architecture.split(towers)
     architecture = architecture.adapted(channels, classes)
-    return host(architecture, place(architecture, devices), seed)
+    ranks = of_job(architecture.towers) if devices is None else None
+    return host(architecture, place(architecture, devices, ranks), seed)
 
 
 def host(architecture: Architecture, placement: Placement, seed: int, link: Link = "device") -> SplitNet:

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from splitnet.errors import UsageError
 from splitnet.parallel.collective import Notice, carried
+from splitnet.parallel.meeting import Meeting
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")
@@ -197,8 +198,20 @@ def join(towers: int, gpus: Sequence[bool], store: Store, timeout: float, notice
     return _joined
 
 
-def joined() -> Ranks | None:
-    """The ranks that this process has joined, if any."""
+def of_job(towers: int, timeout: float = 60) -> Ranks | None:
+    """The groups of the job that this process is one of, formed when first asked for; None for one that is alone.
+
+    UsageError if they were formed for another number of towers, or cannot be.
+    """
+    if not launched():
+        return None
+    if _joined is None:
+        check_divides(towers)
+        store = job_store(timeout)
+        gpus = Meeting(store, rank(), world(), timeout).agree({"towers": str(towers)}, own_gpu())
+        return join(towers, gpus, store, timeout)
+    if _joined.towers != towers:
+        raise UsageError(f"towers {towers}: this job's processes are in groups of {_joined.towers}")
     return _joined
 
 
