@@ -198,11 +198,9 @@ def _one(**fields: object) -> bytes:
     return _raw(len(text), text)
 
 
-def _two(first: list[int], second: list[int]) -> bytes:
+def _two(first: list[int], second: list[int], name: str = "conv1.bias") -> bytes:
     row = {"dtype": "F32", "shape": [8]}
-    text = json.dumps(
-        {"conv1.weight": row | {"data_offsets": first}, "conv1.bias": row | {"data_offsets": second}}
-    ).encode()
+    text = json.dumps({"conv1.weight": row | {"data_offsets": first}, name: row | {"data_offsets": second}}).encode()
     return _raw(len(text), text)
 
 
@@ -216,6 +214,7 @@ def _forgeries() -> Iterator[tuple[str, bytes]]:
     yield "a header that is no JSON", _raw(4, b"\xff\xfe\x00{")
     yield "a header that is a list", _raw(2, b"[]")
     yield "overlapping offsets", _two([0, 32], [16, 48])
+    yield "overlapping offsets of a name of two lines", _two([0, 32], [16, 48], "conv1\n\x1b[2J.bias")
     yield "offsets past the end", _two([0, 32], [2**40, 2**40 + 32])
     yield "offsets with a hole", _two([0, 32], [40, 72])
     yield "offsets backwards", _two([32, 0], [32, 64])
@@ -257,6 +256,10 @@ def _simple(folder_step: int = 10) -> Iterator[tuple[str, Damage]]:
         ("a pipe", os.mkfifo),
         ("empty", Path.mkdir),
         ("a link to an older one", lambda path: path.symlink_to("step-0000000005")),
+        (
+            "a link to the right one elsewhere",
+            lambda path: path.symlink_to(path.parents[2] / "run/checkpoints" / path.name),
+        ),
     ):
         yield f"the folder: {what}", partial(folder_instead, make=make)
     changes: list[tuple[str, Callable[[str], str]]] = [
