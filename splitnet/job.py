@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -119,6 +120,7 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     architecture = preset(options.preset, options.towers, options.crosses)
+    check_can_save(options)
     placement = _placed(options, architecture, party)
     try:
         dataset = load(options.data, options.data_dir, size=architecture.size, seed=options.seed)
@@ -135,6 +137,13 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
         placement = place(architecture, ranks=party.ranks)
     fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
     return Job(options, dataset, architecture, placement, state, checkpoint)
+
+
+def check_can_save(options: RunOptions) -> None:
+    """UsageError if checkpoints are wanted and what reads and writes them is not installed."""
+    if (options.save_every or options.resume) and find_spec("safetensors") is None:
+        what = f"--save-every {options.save_every}" if options.save_every else f"--resume {options.resume}"
+        raise UsageError(f"{what}: checkpoints need the package safetensors, which is not installed")
 
 
 def _placed(options: RunOptions, architecture: Architecture, party: Party) -> Placement | None:

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from splitnet.equality import Comparison
 from splitnet.measure.metrics import KINDS
-from splitnet.measure.summary import REPLICAS
 from splitnet.measure.summary import heading as heading_of
+from splitnet.measure.summary import named, on_layouts
 from splitnet.network.architecture import Architecture, Row
 from splitnet.parallel.placement import Placement
 
@@ -115,7 +115,7 @@ def results(comparison: dict[str, Any]) -> Table:
 
 def _heading(layout: dict[str, Any]) -> str:
     """The layout, and its devices as --devices takes them, two in a line: four columns are to fit."""
-    devices = list(dict.fromkeys(layout["devices"]))
+    devices = named(layout["devices"])
     pairs = (",".join(devices[i : i + 2]) for i in range(0, len(devices), 2))
     return f"{_name(layout)}\n" + ",\n".join(pairs)
 
@@ -173,8 +173,8 @@ def notes(comparison: dict[str, Any]) -> str:
             " Losses differ by float32 rounding, which grows with each update,"
             " fastest under Adam: python -m splitnet.verify proves equality in float64."
         )
-    if any(layout["layout"] == "replicas" and _fits(layout) for layout in layouts):
-        lines.append(REPLICAS)
+    if beside := on_layouts(comparison):
+        lines.append(beside)
     if _emulated(layouts):
         lines.append(
             "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's, emulated"

@@ -5,7 +5,7 @@ from typing import Any
 
 from splitnet.measure.elements import Chart, Key, Table, literal
 from splitnet.measure.metrics import KINDS, MIB, interval
-from splitnet.measure.summary import Summary, fits, heading
+from splitnet.measure.summary import Summary, fits, heading, named
 from splitnet.measure.svg import ink
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
@@ -58,7 +58,7 @@ def _short(text: str, most: int = 24) -> str:
 def _named(entry: Layout, device: str = "") -> str:
     """A layout's heading on two lines, for an axis."""
     what = heading(entry | {"devices": ()})
-    where = device or ", ".join(dict.fromkeys(entry.get("devices") or ()))
+    where = device or ", ".join(named(entry.get("devices") or ()))
     return "<br>".join(literal(_short(part)) for part in (what, where) if part)
 
 

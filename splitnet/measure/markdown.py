@@ -8,7 +8,7 @@ from splitnet.measure import metrics
 from splitnet.measure.difference import Difference, circumstances, differences, unlike, unpaired
 from splitnet.measure.metrics import KINDS, MIB, SHARES, figure
 from splitnet.measure.pictures import pictures
-from splitnet.measure.summary import REPLICAS, Summary, fits, heading, other_load, timed
+from splitnet.measure.summary import Summary, fits, heading, on_layouts, other_load, timed
 
 EMULATED = (
     "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's; the devices'"
@@ -80,7 +80,7 @@ def _speed(summary: Summary) -> Iterator[str]:
     clock = "step ms, emulated" if summary.emulated else "step ms, device"
     yield table(["layout", "images/s", "step ms, wall", clock, f"speed / {base}{', 99 %' * known}", "parameters"], rows)
     if rows and summary.comparison:
-        yield _notes(summary.comparison) + f" {REPLICAS}" * (summary.replicas is not None)
+        yield f"{_notes(summary.comparison)} {on_layouts(summary.comparison)}".rstrip()
     yield "\n".join(f"- {_text(line)}" for line in unfit)
     trained = summary.metric("training_images_per_second")
     if trained is not None:

@@ -23,7 +23,7 @@ from splitnet.measure.elements import (
 )
 from splitnet.measure.markdown import EMULATED
 from splitnet.measure.step_chart import step_chart
-from splitnet.measure.summary import REPLICAS, Summary, fits, heading, other_load
+from splitnet.measure.summary import Summary, fits, heading, on_layouts, other_load
 
 ABSENT = {
     "compare.json": "No comparison was made.",
@@ -113,7 +113,9 @@ def _sections(summary: Summary, drawn: dict[str, Chart]) -> Iterator[tuple[str, 
     """Name, title and content, in the order of the page. What is missing is said in its place."""
     plain = {name: figure(chart) for name, chart in drawn.items() if name != "timeline"}
     yield "speed", "Speed and memory", _speed(summary, plain)
-    yield "kinds", "Memory by kind", plain.get("memory") or _absent(summary, "compare.json")
+    uncounted = paragraph("The plain CPU has no memory counters; fake devices have.", "absent")
+    kinds = _absent(summary, "compare.json") if summary.comparison is None else uncounted
+    yield "kinds", "Memory by kind", plain.get("memory") or kinds
     yield "step", "One step", _step(summary, drawn.get("timeline"))
     yield "exchanges", "Exchanges", _exchanges(summary)
     yield "layers", "Layers", _layers(summary)
@@ -142,7 +144,8 @@ def _speed(summary: Summary, plain: dict[str, str]) -> str:
         f"{summary.comparison['rounds']} steps of each layout in alternation, every device synchronised at both ends."
     )
     text = f"{text} {other_load(summary.comparison)}".rstrip()
-    replicas = paragraph(REPLICAS, "note") if summary.replicas is not None else ""
+    beside = on_layouts(summary.comparison)
+    replicas = paragraph(beside, "note") if beside else ""
     unfit = [entry for entry in summary.layouts if not fits(entry)]
     told = listed(f"{heading(entry)} does not fit: {entry['does_not_fit']}" for entry in unfit)
     bars = [plain[name] for name in ("throughput", "peaks") if name in plain]

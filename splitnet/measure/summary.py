@@ -172,13 +172,34 @@ REPLICAS = (
     "Replicas are data parallelism: each holds the whole network, takes its share of the images, and gets the sum of"
     " all gradients when backward is over."
 )
+RANKS = (
+    "Replicas are data parallelism (DistributedDataParallel): each process holds the whole network, takes its share of"
+    " the images, and gets the sum of all gradients. What is on one device runs in the first process alone, with its"
+    " threads, while the others wait."
+)
+
+
+def on_layouts(comparison: dict[str, Any]) -> str:
+    """What has to be known of the layouts beside towers; "" where there are none such."""
+    own = [layout for layout in comparison["layouts"] if layout["layout"] == "replicas" and fits(layout)]
+    return "" if not own else RANKS if _are_ranks(own[0].get("devices") or ()) else REPLICAS
+
+
+def _are_ranks(devices: Sequence[str]) -> bool:
+    return bool(devices) and list(devices) == [f"rank {number}" for number in range(len(devices))]
+
+
+def named(devices: Sequence[str]) -> list[str]:
+    """Devices, each once; several processes in one word."""
+    found = list(dict.fromkeys(devices))
+    return [f"ranks 0-{len(found) - 1}"] if len(found) > 1 and _are_ranks(found) else found
 
 
 def heading(layout: dict[str, Any], device: str = "") -> str:
     """A layout's name in tables and pictures; with one of its devices, or all."""
     counts = {what: layout.get(what, "") for what in ("towers", "replicas")}
     name = HEADINGS.get(layout["layout"], layout["layout"]).format(**counts)
-    where = device or ", ".join(dict.fromkeys(layout.get("devices") or ()))
+    where = device or ", ".join(named(layout.get("devices") or ()))
     return f"{name}, {where}" if where else name
 
 
@@ -200,7 +221,7 @@ def verdict(found: Summary) -> str:
 def _who(found: Summary) -> str:
     own = found.own or {}
     towers = own.get("towers") or found.run["options"]["towers"]
-    devices = list(dict.fromkeys(own.get("devices") or [entry["device"] for entry in found.run["devices"]]))
+    devices = named(own.get("devices") or [entry["device"] for entry in found.run["devices"]])
     many = NUMBERS[towers] if 0 <= towers < len(NUMBERS) else f"{towers:,}"
     where = f"{', '.join(devices[:-1])} and {devices[-1]}" if len(devices) > 1 else "".join(devices)
     whole = " in one piece" if own.get("layout") == "whole" else ""
