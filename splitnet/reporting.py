@@ -126,7 +126,11 @@ class Report:
             self.console.print(pages.NO_PAGE)
         text = (folder.path / "report.md").read_text(encoding="utf-8")
         records = [*self.records(Step), *self.records(Test)]
-        scalars.write(folder.path / "tensorboard", records, filters, {"report": text})
+        board = folder.path / "tensorboard"
+        before = list(board.glob("events.out.tfevents.*"))
+        scalars.write(board, records, filters, {"report": text})
+        for path in before:  # of the run until it was resumed: TensorBoard would draw those steps twice
+            path.unlink()
 
 
 def counted(count: int, what: str) -> str:

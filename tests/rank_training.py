@@ -1,4 +1,4 @@
-"""Train small networks in several processes: `torchrun --nproc-per-node N tests/rank_training.py OUT TOWERS`.
+"""Train small networks in several processes: `torchrun --nproc-per-node N tests/rank_training.py OUT TOWERS [cuda]`.
 
 Rank 0 writes OUT/<case>.safetensors; see experiments/layouts.py, whose training this is.
 """
@@ -35,9 +35,9 @@ def attempt(case: str, towers: int, *, ranks: Ranks | None = None, devices: list
     return trained(architecture, dtype, ranks=ranks, devices=devices, steps=STEPS, batch_size=BATCH, lr=0.01)
 
 
-def main(out: Path, towers: int) -> None:
+def main(out: Path, towers: int, device: str = "cpu") -> None:
     torch.set_num_threads(1)
-    ranks = processes.join(towers, [False] * processes.world(), processes.job_store(), timeout=60)
+    ranks = processes.join(towers, [device == "cuda"] * processes.world(), processes.job_store(), timeout=60)
     for case in cases(towers):
         found = attempt(case, towers, ranks=ranks)
         if ranks.rank == 0:
@@ -46,4 +46,4 @@ def main(out: Path, towers: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

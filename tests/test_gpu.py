@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
+from jobs import SMALL_RUN, TESTS, torchrun
 from layouts import SPLIT, batch, relative, run, small
+from rank_training import STEPS, cases
+from rank_training import attempt as on_one
 
+from experiments.layouts import A_STEP, Trained, differences
+from splitnet import doctor, job, verify
 from splitnet import run as run_command
-from splitnet import verify
 from splitnet.equality import TOLERANCES, attempt, compare, identical, images
 from splitnet.measure.meter import Layout, Peak, alternate
 from splitnet.parallel.audit import audit
@@ -30,7 +34,7 @@ def exact():
 
 @pytest.fixture
 def small_presets(monkeypatch):
-    for command in (run_command, verify):
+    for command in (job, verify, doctor):
         monkeypatch.setattr(command, "preset", lambda name, towers, crosses: small(name, towers, crosses))
 
 
@@ -184,3 +188,48 @@ def test_a_tower_on_the_wrong_gpu_is_refused():
     pixels, _ = batch(net.architecture)
     with pytest.raises(RuntimeError, match="same device"):
         net(pixels.float())
+
+
+@pytest.mark.two_gpus
+@pytest.mark.ranks
+def test_two_processes_by_nccl_train_as_one_does(tmp_path):
+    ended = torchrun(2, TESTS / "rank_training.py", tmp_path, "2", "cuda")
+    assert ended.code == 0, ended.err
+    for case, (_, dtype) in cases(2).items():
+        found = Trained.read(tmp_path / f"{case}.safetensors")
+        worst = differences(found, on_one(case, 2, devices=["cpu"]), dtype == torch.float64)
+        tolerances = (1e-11, 1e-11, 1e-11) if dtype == torch.float64 else (1e-4, float("inf"), float("inf"))
+        assert all(value <= most for value, most in zip(worst, tolerances, strict=True)), (case, worst)
+        assert found.collectives == {kind: count * STEPS for kind, count in A_STEP.items()}
+
+
+@pytest.mark.two_gpus
+@pytest.mark.ranks
+def test_a_run_of_two_processes_uses_a_gpu_each(tmp_path):
+    words = [
+        "--towers",
+        "2",
+        "--data",
+        "fashion-mnist-small",
+        "--batch-size",
+        "16",
+        "--steps",
+        "7",
+        "--save-every",
+        "7",
+        "--timeout",
+        "60",
+    ]
+    ended = torchrun(2, SMALL_RUN, *words, "--out", tmp_path)
+    assert ended.code == 0, ended.err
+    [folder] = tmp_path.iterdir()
+    found = json.loads((folder / "run.json").read_text())
+    assert "NCCL" in found["reason"]
+    again = torchrun(2, SMALL_RUN, "--resume", folder, "--steps", "8", "--no-compare", "--no-profile")
+    assert again.code == 0, again.err
+
+
+@pytest.mark.gpu
+def test_the_doctor_finds_gpus_sound(capsys, small_presets):
+    assert doctor.main(["--devices", "cuda:0,cuda:0", "--batch-size", "4"]) == 0
+    assert "Sound" in capsys.readouterr().out
