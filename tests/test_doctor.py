@@ -63,7 +63,9 @@ def test_sound_links_are_called_sound(examine):
             assert f"{row} {phase} sound 0 / " in " ".join(out.split())
 
 
-@pytest.mark.parametrize("way", WAYS, ids="-".join)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[] if way == (ONE, TWO) else pytest.mark.slow) for way in WAYS], ids="-".join
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_fault_on_each_way_is_found_and_named(examine, kind, way):
     with fake.fault(kind, source=way[0], target=way[1]):
@@ -79,6 +81,7 @@ def test_each_fault_on_each_way_is_found_and_named(examine, kind, way):
     assert max(map(len, out.splitlines()[1:-1])) <= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_goes_wrong_now_and_then_is_found(examine, kind):
     with fake.fault(kind, source=TWO, target=ONE, every=3):

@@ -180,6 +180,7 @@ def test_a_brief_check_finds_each_fault_on_each_way_and_no_other(kind, way):
     assert ("--link host" in message) == (HOST not in way)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_full_check_finds_what_goes_wrong_now_and_then(swift, kind, way):
@@ -264,6 +265,7 @@ def test_emulated_times_are_those_of_the_link():
     assert report.delays == pytest.approx([1e-3 + 4e-9] * len(report.delays))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_through_the_host_a_bad_link_between_devices_does_not_matter(swift, kind):
     with fake.fault(kind, source=ONE, target=TWO):

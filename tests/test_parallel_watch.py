@@ -284,6 +284,7 @@ def ends(pid, within=5.0):
     return not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.slow
 def test_a_guardian_kills_a_parent_that_was_stopped_and_nobody_else(guarded):
     parent, pid = guarded
     time.sleep(1.0)
@@ -293,6 +294,7 @@ def test_a_guardian_kills_a_parent_that_was_stopped_and_nobody_else(guarded):
     assert ends(pid)
 
 
+@pytest.mark.slow
 def test_a_guardian_ignores_what_is_meant_for_its_parent_but_ends_with_it(guarded):
     parent, pid = guarded
     time.sleep(0.3)
@@ -303,12 +305,14 @@ def test_a_guardian_ignores_what_is_meant_for_its_parent_but_ends_with_it(guarde
     assert ends(pid)
 
 
+@pytest.mark.slow
 def test_a_guardian_ends_though_an_heir_of_its_parent_holds_the_pipe():
     with guarding("10", "with an heir") as (parent, pid):
         parent.kill()
         assert ends(pid)
 
 
+@pytest.mark.slow
 def test_a_guardian_that_was_stopped_with_its_parent_forgives(guarded):
     parent, pid = guarded
     time.sleep(0.3)

@@ -474,6 +474,7 @@ def test_a_damaged_checkpoint_is_one_line(good, number):
     damage.refused(good, number)
 
 
+@pytest.mark.slow
 def test_a_forged_checkpoint_is_one_line(good):
     """Where the sums are right, or say nothing: each of these is refused by another line of the code."""
     for number, (what, _) in enumerate(damage.CASES):
@@ -568,9 +569,9 @@ def killed_at(number, action):
     ("before", "step", "keep", "after"),
     [
         ([3, 6], 9, 2, [6, 9]),
-        ([3, 6], 6, 2, [3, 6]),
-        ([6], 6, 1, [6]),
-        ([3, 6, 9], 5, 3, [3, 5]),
+        pytest.param([3, 6], 6, 2, [3, 6], marks=pytest.mark.slow),
+        pytest.param([6], 6, 1, [6], marks=pytest.mark.slow),
+        pytest.param([3, 6, 9], 5, 3, [3, 5], marks=pytest.mark.slow),
         ([], 1, 2, [1]),
     ],
 )

@@ -160,8 +160,9 @@ class Watch:
             while True:
                 # Before their beats are read: who leaves properly says so first, and then ends.
                 ended = [r for r in self._silence if self._near(r) and not self._beats[r].process.state]
+                done = self._done  # before the beat that says so
                 self._say_beat(store)
-                if self._done and (self._rank > 0 or self._is_last()):  # the store may be in rank 0's process
+                if done and (self._rank > 0 or self._is_last()):  # the store may be in rank 0's process
                     return
                 self._hear(store, self._since(before))
                 before = time.monotonic()
