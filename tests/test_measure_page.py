@@ -269,11 +269,22 @@ def test_replicas_are_on_the_page(tmp_path, parsed):
     assert found.wrong == []
     assert found.words.count("Replicas are data parallelism") == 1
     table = page_tables.gradients(summary)
-    assert (table.title, table.rows) == ("Bytes of one step, 2 replicas", [["gradients", "8,000,000", "8,000,000"]])
+    assert table.rows == [["2 replicas, fake:0, fake:1", "8,000,000", "8,000,000"]]
     assert table.title in found.words
     assert charts.speed(summary).data[0]["x"] == [32, 16, 24, 8]
     assert [row[1] for row in charts.memory(summary).tables[0].rows if "replicas" in row[0]] == ["fake:0", "fake:1"]
     assert len(loss_charts.losses(summary).data) == 4
+
+
+def test_gradients_of_replicated_towers_are_no_crossing(tmp_path):
+    compare = runs.with_replicas()
+    compare["layouts"][0]["exchanged"].append({"row": "gradients", "measured": 4e6, "derived": 4_000_000})
+    summary = summarise(runs.write(tmp_path / "b", compare=compare))
+    table, text = page_tables.exchanges(summary)
+    assert [row[0] for row in table.rows] == ["fc8"]
+    assert "All counts agree" in text
+    names = [row[0] for row in page_tables.gradients(summary).rows]
+    assert names == ["2 towers, fake:0, fake:1", "2 replicas, fake:0, fake:1"]
 
 
 def test_a_step_is_added_up_for_each_device(summary):

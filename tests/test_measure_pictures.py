@@ -168,7 +168,7 @@ def test_replicas_have_their_rows_and_bars(tmp_path):
     assert [row[0] for row in rows_of(text, "Speed")][2:] == [name, "dense, fake:0"]
     assert rows_of(text, "Memory")[4][:2] == ["2 replicas, fake:1", "80.0"]
     assert rows_of(text, "Exchanges")[:2] == [["fc8", "8,192", "8,192", "8,192"], ["all", "8,192", "8,192", "8,192"]]
-    assert re.search(rf"^\| {name} +\|.*\n.*\n\| gradients +\| +8,000,000 \| +8,000,000 \|$", text, re.MULTILINE)
+    assert re.search(rf"^\| gradients, between.*\n.*\n\| {name} +\| +8,000,000 \| +8,000,000 \|$", text, re.MULTILINE)
     assert text.count("Replicas are data parallelism") == 1
     assert f"{name}: 24.0 (22.5-25.5) images/s" in titled(drawn(summary, "throughput.svg"))
     assert "2 replicas, fake:1: parameters 10 MiB" in titled(drawn(summary, "memory.svg"))

@@ -139,9 +139,7 @@ def _lanes(summary: Summary) -> Iterator[str]:
 
 
 def _exchanges(summary: Summary) -> Iterator[str]:
-    own = summary.own
-    entries = own.get("exchanged", []) if own else []
-    known = summary.traced()
+    entries, known = summary.crossings, summary.traced()
     rows = [[e["row"], *(f"{e[kind]:,.0f}" for kind in ("measured", "derived"))] for e in entries]
     if rows:
         totals = [sum(entry[kind] for entry in entries) for kind in ("measured", "derived")]
@@ -152,9 +150,8 @@ def _exchanges(summary: Summary) -> Iterator[str]:
     yield table(["before", "bytes measured", "bytes derived", *["bytes in the trace"] * (known is not None)], rows)
     if rows:
         yield f"Of one step, forward and backward. {SHARED if summary.shared else ''}".rstrip()
-    if (other := summary.replicas) is not None:
-        rows = [[e["row"], *(f"{e[kind]:,.0f}" for kind in ("measured", "derived"))] for e in other["exchanged"]]
-        yield table([heading(other), "bytes measured", "bytes derived"], rows)
+    rows = [[name, *(f"{e[kind]:,.0f}" for kind in ("measured", "derived"))] for name, e in summary.gradients()]
+    yield table(["gradients, between replicas of", "bytes measured", "bytes derived"], rows)
 
 
 def _layers(summary: Summary) -> Iterator[str]:

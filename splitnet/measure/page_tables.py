@@ -6,7 +6,7 @@ from typing import Any
 
 from splitnet.measure.elements import Bar, Table
 from splitnet.measure.markdown import SHARED, value
-from splitnet.measure.summary import Summary, heading
+from splitnet.measure.summary import Summary
 from splitnet.measure.timeline import Lane
 
 Times = dict[tuple[str, str, int], float]
@@ -70,11 +70,9 @@ def exchanges(summary: Summary) -> tuple[Table, str]:
 
 def gradients(summary: Summary) -> Table:
     """Bytes of one step of the same function in data parallel; no rows where it was not measured."""
-    other = summary.replicas
-    entries = other["exchanged"] if other is not None else []
-    rows = [[entry["row"], *(f"{entry[kind]:,.0f}" for kind in ("measured", "derived"))] for entry in entries]
-    name = heading(other | {"devices": ()}) if other is not None else "replicas"
-    return Table(f"Bytes of one step, {name}", ["of", "measured (ledger)", "derived (table)"], rows)
+    found = summary.gradients()
+    rows = [[name, *(f"{entry[kind]:,.0f}" for kind in ("measured", "derived"))] for name, entry in found]
+    return Table("Gradients of one step, bytes", ["between replicas of", "measured (ledger)", "derived (table)"], rows)
 
 
 def _agree(same: bool, kinds: Sequence[str]) -> str:
@@ -83,8 +81,7 @@ def _agree(same: bool, kinds: Sequence[str]) -> str:
 
 def _counts(summary: Summary) -> dict[str, dict[str, float] | None]:
     """Who counted -> row -> bytes; None where nobody did."""
-    own = summary.own
-    entries = own["exchanged"] if own is not None and "exchanged" in own else None
+    entries = summary.crossings if summary.own is not None and "exchanged" in summary.own else None
     return {
         "measured (ledger)": None if entries is None else {entry["row"]: entry["measured"] for entry in entries},
         "derived (table)": None if entries is None else {entry["row"]: entry["derived"] for entry in entries},

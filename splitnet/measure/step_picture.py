@@ -61,8 +61,11 @@ def lane_names(found: Timeline) -> list[tuple[str, ...]]:
     if not found.ranks:
         return [(name,) for name in found.devices]
     several = any(rank.replica for rank in found.ranks)
-    towers = [f"{rank.replica}, " * several + f"tower {rank.tower}" for rank in found.ranks]
-    return list(zip(found.devices, towers, strict=True))
+    replicas = [(f"replica {rank.replica}",) * several for rank in found.ranks]
+    return [
+        (name, *replica, f"tower {rank.tower}")
+        for name, replica, rank in zip(found.devices, replicas, found.ranks, strict=True)
+    ]
 
 
 def kind(op: Operation) -> str:

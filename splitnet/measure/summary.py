@@ -77,6 +77,22 @@ class Summary:
         """Whether towers that exchange share a device: what they hand each other there is no copy in a trace."""
         return bool(self.run.get("bytes_exchanged_a_step")) and len(self.run["devices"]) < self.run["options"]["towers"]
 
+    @property
+    def crossings(self) -> list[dict[str, Any]]:
+        """What the run's own layout exchanges in front of rows: bytes of a step, measured and derived."""
+        entries = self.own.get("exchanged", []) if self.own else []
+        return [entry for entry in entries if entry["row"] != GRADIENTS]
+
+    def gradients(self) -> list[tuple[str, dict[str, Any]]]:
+        """What replicas exchange, of the run's own layout and of the whole network: who, and the bytes of a step."""
+        layouts = (self.own, self.replicas)
+        return [
+            (heading(layout), entry)
+            for layout in {id(one): one for one in layouts if one is not None}.values()
+            for entry in layout.get("exchanged", ())
+            if entry["row"] == GRADIENTS
+        ]
+
     def traced(self) -> dict[str, int] | None:
         """Bytes that the trace's drawn step has in front of each row; None without a trace of all that crosses."""
         step = self.timeline.median_step() if self.timeline is not None else ""
@@ -165,6 +181,9 @@ def _figures(found: Summary) -> Iterator[Metric]:
     if found.timeline is not None:
         yield from metrics.from_timeline(found.timeline)
 
+
+GRADIENTS = "gradients"
+"""What stands in a row's place where replicas sum theirs."""
 
 HEADINGS = {"towers": "{towers} towers", "whole": "same, whole", "replicas": "{replicas} replicas"}
 
