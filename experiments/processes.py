@@ -8,6 +8,7 @@ round by round, with their 99 % interval. Of the towers' steps also the share th
 from the call until it goes on, so that waiting for the other is in it. Run it on an idle machine of two cores.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def main() -> int:
     options = parse(Options, "experiments/processes.py", __doc__ or "")
     if not processes.launched():
         job = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        return subprocess.run([*job, __file__, *sys.argv[1:]], check=False).returncode
+        return subprocess.run([*job, __file__, *sys.argv[1:]], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
     ranks = processes.join(2, [False] * processes.world(), processes.job_store(), timeout=600)
     measure(options, ranks)
     processes.leave()
