@@ -1,13 +1,15 @@
 """A child that kills its parent when the parent's beats cease: a stopped process cannot end itself.
 
 Run by its path and without site packages, so that it is there in milliseconds and holds next to no memory. Its standard
-input is the pipe that the parent beats into; the first 8 bytes are the limit in seconds, as a C double.
+input is the pipe that the parent beats into; the first 8 bytes are the limit in seconds, as a C double. The parent's
+process id is its argument: by the time it could ask, the parent may have ended.
 """
 
 import os
 import select
 import signal
 import struct
+import sys
 
 SLICES = 10
 """Of the limit. After each it looks for its parent; a guardian that was itself stopped has missed one, not all."""
@@ -29,6 +31,5 @@ def guard(parent: int, limit: float) -> None:
 if __name__ == "__main__":
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # torchrun's and the terminal's: not meant for it
         signal.signal(ignored, signal.SIG_IGN)
-    born_of = os.getppid()
     if first := os.read(0, 8):
-        guard(born_of, *struct.unpack("d", first))
+        guard(int(sys.argv[1]), *struct.unpack("d", first))

@@ -85,7 +85,7 @@ class Watch:
         store.set_timeout(timedelta(seconds=self._silent))
         script = Path(__file__).with_name("guardian.py")
         self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script)],
+            [sys.executable, "-I", "-S", str(script), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,  # who reads this process's output must not wait for its guardian
             stderr=subprocess.DEVNULL,
