@@ -19,6 +19,8 @@ class Interrupts:
         """`patient`: at all times, for a process that others wait for."""
         self.stop = Stop()
         self._always = self._patient = patient
+        self._late = 0
+        """Number of the last signal that had to wait, since patience began."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -33,7 +35,7 @@ class Interrupts:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def patient(self) -> AbstractContextManager[Stop]:
-        """Inside, the first signal is a wish, which `stop` has."""
+        """Inside, the first signal is a wish, which `stop` has. Whoever leaves without having met it is interrupted."""
         return self._while(True)
 
     def impatient(self) -> AbstractContextManager[Stop]:
@@ -42,14 +44,20 @@ class Interrupts:
 
     @contextmanager
     def _while(self, patient: bool) -> Iterator[Stop]:
-        before, self._patient = self._patient, patient
+        before = self._patient
+        if patient and not before:
+            self._late = 0
+        self._patient = patient
         try:
             yield self.stop
         finally:
             self._patient = before
+        if patient and self._late and not before:
+            raise Interrupted(self._late)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        first, self.stop.asked = not self.stop.asked, self.stop.asked or number
+        again, self._late = self._late, number
+        self.stop.asked = self.stop.asked or number
         # torchrun sends SIGTERM again and again; only a person who presses Ctrl-C again means: at once
-        if not self._patient or (not first and number == signal.SIGINT):
+        if not self._patient or (again and number == signal.SIGINT):
             raise Interrupted(number)

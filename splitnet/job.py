@@ -62,8 +62,6 @@ class RunOptions:
         check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | most)
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
-        if self.resume is not None and self.weights is not None:
-            raise UsageError(f"--weights {self.weights}: --resume {self.resume} has its own; give one of them")
         if self.memory_snapshot and (not self.compare or self.steps == 0):
             raise UsageError("--memory-snapshot: is of the comparison's steps, so not with --no-compare or --steps 0")
         if self.lr is not None and not 0 < self.lr < float("inf"):

@@ -36,8 +36,8 @@ class Learner:
         self.gradients = Ledger()
         """What replicas of a tower handed each other."""
         self.position = Position()
-        self.saved, self.tried = -1, -1
-        """Steps of the last checkpoint, and of the last attempt to write one."""
+        self.saved, self.tried = -1, 0
+        """Steps of the last checkpoint, and of the last attempt to write one: none is written before the first step."""
         self.whole = True
         """Whether no step is under way, so that weights and position belong together."""
         tests = (record["step"] for record in report.earlier if record["kind"] == "test")
@@ -112,10 +112,11 @@ class Learner:
             stop=stop,
         )
         bar = progress_bar(Console(quiet=not self.party.first), self._total, self.position.step)
+        self.whole = False
         with bar as show, report.profile or nullcontext():
             for record in records:
+                report.add(record)  # first: a checkpoint is never ahead of the records
                 self.position, self.whole = record.after, True
-                report.add(record)
                 show(record)
                 if report.profile is not None:
                     report.profile.step()

@@ -93,15 +93,23 @@ class Report:
             )
 
     def close(self, status: str) -> None:
+        """Write how it ended, and all records. OSError if there is no room."""
         if self.folder is None:
             return
         self.summary |= {"status": status, "ended": timestamp(), "steps": len(self.records(Step))}
         self.summary |= {"skipped": self.job.dataset.skipped}
         try:
             self._write()
-            self.folder.close()
-            self._leave(self.folder)
         finally:
+            self.folder.close()
+
+    def leave(self) -> None:
+        """Write what others look at. OSError, UsageError if it cannot be written."""
+        if self.folder is not None:
+            self._leave(self.folder)
+
+    def say_where(self) -> None:
+        if self.folder is not None:
             self.console.print(f"Run folder: {self.folder.path}", highlight=False, soft_wrap=True)
 
     def _write(self) -> None:

@@ -26,6 +26,8 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
     After torchrun has restarted a job, it goes on in the folder of its last attempt without being told.
     """
     options = parse(RunOptions, "run", description, argv)
+    if options.resume is not None and options.weights is not None:  # a restarted job may have both
+        raise UsageError(f"--weights {options.weights}: --resume {options.resume} has its own; give one of them")
     party.watch(options.timeout)
     checkpoint, defaults = None, {}
     if party.first:
@@ -34,14 +36,20 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
             checkpoint = Checkpoints(resumed).last()
             defaults = {"resume": str(resumed)} | _defaults(resumed, given(RunOptions, argv))
     [defaults, *_] = party.agree(facts(options, OWN), defaults)
-    return parse(RunOptions, "run", description, argv, defaults) if defaults else options, checkpoint
+    if not defaults:
+        return options, checkpoint
+    try:
+        return parse(RunOptions, "run", description, argv, defaults), checkpoint
+    except UsageError as error:  # what was said has been read before, so it is of the run's own
+        raise UsageError(f"{Path(defaults['resume']) / 'run.json'}: {error}") from error
 
 
 def _defaults(run: Path, said: set[str]) -> dict[str, Any]:
-    """The run's options for all that was not said, as text or numbers that a command line could have."""
+    """The run's options for all that was not said, as a command line would have them."""
     options = read_run(run)["options"]
     ends = () if said & {"steps", "epochs"} else ("steps", "epochs")
-    return {name: value for name in (*TAKEN, *ends) if name not in said and (value := options.get(name)) is not None}
+    wanted = (name for name in (*TAKEN, *ends) if name not in said)
+    return {name: str(value) for name in wanted if (value := options.get(name)) is not None}
 
 
 def _last_attempt(party: Party) -> Path | None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from math import isfinite
 from typing import Any
@@ -72,9 +73,11 @@ def measure(job: Job, report: Report, stop: Stop) -> None:
 
 
 def carry_out(job: Job, report: Report, interrupts: Interrupts) -> tuple[str, int]:
-    """Train, test, measure. Returns how it ended and the exit status; what was recorded until then is told."""
+    """Train, test, measure. Returns how it ended and the exit status; what was recorded until then is told.
+
+    KeyboardInterrupt comes through, after a last checkpoint.
+    """
     try:
-        report.opening()
         try:
             audited = Learner(job, report, interrupts).learn()
         finally:
@@ -82,9 +85,6 @@ def carry_out(job: Job, report: Report, interrupts: Interrupts) -> tuple[str, in
         report.console.print(audited, highlight=False)
         if job.options.compare and job.options.steps != 0:
             measure(job, report, interrupts.stop)
-    except KeyboardInterrupt as interrupt:
-        report.console.print("Interrupted: what was recorded is kept.")
-        return "interrupted", _status(interrupt)
     except SystemExit:  # rich, when nobody reads its output any more
         return "failed: the output was closed", 1
     except TOGETHER as error:
@@ -98,8 +98,33 @@ def carry_out(job: Job, report: Report, interrupts: Interrupts) -> tuple[str, in
     except ALONE as error:
         if report.party.several:
             report.party.failed(f"rank {report.party.rank}: {str(error).splitlines()[0]}")
-        return _failed(str(error))
+        return _failed(_what(error, report.folder))
     return "finished", 0
+
+
+def close(report: Report, status: str, code: int, interrupts: Interrupts) -> int:
+    """End what is written, and leave pages. Returns the exit status, which is not 0 if that cannot be done."""
+    try:
+        with interrupts.patient():  # whatever ends the run now, its records say how it went
+            report.close(status)
+        report.leave()
+    except KeyboardInterrupt as interrupt:
+        with suppress(OSError):
+            report.close(status)
+        return code or _status(interrupt)
+    except (OSError, UsageError) as error:
+        _failed(_what(error, report.folder), says=code != 1)  # one line is enough
+        return code or 1
+    finally:
+        report.say_where()
+    return code
+
+
+def _what(error: Exception, folder: RunFolder | None) -> str:
+    """What is told of it. A full disk does not say where it is."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None and folder is not None:
+        return f"{folder.path}: {error.strerror}"
+    return str(error)
 
 
 def _failed(why: str, says: bool = True) -> tuple[str, int]:
@@ -133,47 +158,69 @@ def open_folder(job: Job, party: Party) -> RunFolder | None:
         check_resumes(job)
         assert options.resume is not None
         folder = RunFolder.reopen(options.resume)
-        folder.cut(job.checkpoint.step)
+        try:
+            folder.cut(job.checkpoint.step)
+        except OSError as error:
+            raise UsageError(f"--resume {options.resume}: cannot write there ({error.strerror})") from error
     if party.several:
         processes.remember("run folder", str(folder.path.absolute()))
     return folder
 
 
-def start(argv: Sequence[str] | None, party: Party, console: Console) -> Report:
-    """All that comes before anything is told. UsageError for what a person got wrong; nothing is written then."""
+def start(argv: Sequence[str] | None, party: Party) -> Job:
+    """All that comes before anything is written or told. UsageError for what a person got wrong."""
     options, checkpoint = read_options(__doc__ or "", argv, party)
     job = prepare(options, party, checkpoint)
     check_links(job)
+    return job
+
+
+def open_report(job: Job, party: Party, console: Console) -> Report:
+    """What is known before the training, written and told. OSError if it cannot be; a new folder goes again."""
     folder = open_folder(job, party)
-    party.agree({})
-    earlier = read_steps(folder.path / "steps.jsonl") if folder is not None and checkpoint is not None else []
-    return Report(job, folder, console, party, earlier)
+    try:
+        party.agree({})
+        earlier = read_steps(folder.path / "steps.jsonl") if folder is not None and job.checkpoint is not None else []
+        report = Report(job, folder, console, party, earlier)
+        report.opening()
+    except BaseException as error:
+        if folder is not None:
+            with suppress(OSError):
+                folder.path.rmdir()  # one that is gone on with is not empty
+        if isinstance(error, OSError):
+            raise OSError(_what(error, folder)) from error
+        raise
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if training failed (a loss that is not finite), 2 for bad usage, 130 when interrupted."""
     console = tables.console()
-    try:
-        party = Party()
-    except ConnectionError as error:
-        return _failed(str(error))[1]
-    with Interrupts(party.several) as interrupts, party:
+    with Interrupts(processes.launched()) as interrupts, Party() as party:
+        if not party.first:
+            console = Console(quiet=True)
+        report = None
         try:
-            report = start(argv, party, console if party.first else Console(quiet=True))
+            job = start(argv, party)
+            with interrupts.patient():  # so that a folder says what it is from its first moment
+                report = open_report(job, party, console)
+            status, code = carry_out(job, report, interrupts)
         except UsageError as error:
             return party.refuse(error)
         except UnsoundLinkError as error:
             return _failed(str(error), party.first)[1]
         except LostRankError as error:
             party.lost(error)
-        except KeyboardInterrupt as interrupt:
-            return _status(interrupt)
-        status, code = carry_out(job=report.job, report=report, interrupts=interrupts)
-        try:
-            report.close(status)
-        except (OSError, UsageError) as error:  # pages name the file that cannot be written
+        except OSError as error:
+            if party.several:
+                party.failed(f"rank {party.rank}: {error}")
             return _failed(str(error))[1]
-        return code
+        except KeyboardInterrupt as interrupt:
+            if report is None:
+                return _status(interrupt)
+            console.print("Interrupted: what was recorded is kept.")
+            status, code = "interrupted", _status(interrupt)
+        return close(report, status, code, interrupts)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import damage
 import pytest
 from layouts import small
 from save_forever import kill_while_saving
+from whole_runs import KILLED, check_same, folder_of, goes_on, kill, made
 
 from splitnet.measure.records import read_steps
 from splitnet.network.presets import preset
@@ -80,3 +81,13 @@ def test_every_damaged_checkpoint_is_one_line(good, number):
 def test_a_hundred_kills_while_saving_cost_nothing_that_was_saved(tmp_path):
     steps = [kill_while_saving(tmp_path, number) for number in range(100)]
     assert steps == sorted(set(steps))
+
+
+def test_a_hundred_kills_of_a_run_that_saves_every_step(tmp_path):
+    straight = made(tmp_path / "straight", *KILLED, "--steps", "4000")
+    steps = [kill(tmp_path / "runs", straight, number) for number in range(100)]
+    assert steps == sorted(steps)
+    assert len(set(steps)) > 50
+    folder = folder_of(tmp_path / "runs")
+    goes_on(folder)
+    check_same(folder, straight)

@@ -52,7 +52,7 @@ def shared_batches(
         indices = order[first : first + batch_size]
         each = -(-len(indices) // ranks.replicas)
         batch = split.read(indices[ranks.replica * each : (ranks.replica + 1) * each])
-        counts = _counts(len(batch.labels), ranks)
+        counts = _counts(batch, ranks)
         if any(counts):
             yield _padded(
                 replace(batch, number=first // batch_size, first=sum(counts[: ranks.replica]), total=sum(counts)),
@@ -69,17 +69,19 @@ def share_of(batch: Batch, ranks: Ranks) -> Batch:
     return _padded(replace(own, first=min(part.start, total), total=total), each)
 
 
-def _counts(own: int, ranks: Ranks) -> list[int]:
-    """How many images each replica has read; its towers must have read as many."""
-    found = [int(count) for [count] in ranks.numbers([own], "reading images")]
-    for replica in range(ranks.replicas):
-        first = replica * ranks.towers
-        for rank in range(first, first + ranks.towers):
-            if found[rank] != found[first]:
-                raise UnevenReadError(
-                    f"rank {rank} read {found[rank]} images of a batch of which rank {first} read {found[first]}"
-                )
-    return found[:: ranks.towers]
+def _counts(batch: Batch, ranks: Ranks) -> list[int]:
+    """How many images each replica has read; its towers must have read the same ones."""
+    which = int(batch.indices.square().sum()) % 2**50  # of as many images, others have another sum
+    found = [(int(count), int(key)) for count, key in ranks.numbers([len(batch.labels), which], "reading images")]
+    for rank, (count, key) in enumerate(found):
+        first = rank // ranks.towers * ranks.towers
+        if count != found[first][0]:
+            raise UnevenReadError(
+                f"rank {rank} read {count} images of a batch of which rank {first} read {found[first][0]}"
+            )
+        if key != found[first][1]:
+            raise UnevenReadError(f"rank {rank} read other images of a batch than rank {first}")
+    return [count for count, _ in found[:: ranks.towers]]
 
 
 def _padded(batch: Batch, count: int) -> Batch:
