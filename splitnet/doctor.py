@@ -166,7 +166,12 @@ def tested(options: DoctorOptions, party: Party, console: Console) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 sound, 1 not, 2 for bad usage."""
     console = tables.console()
-    with Party() as party:
+    try:
+        company = Party()
+    except ConnectionError as error:
+        sys.stderr.write(f"splitnet: error: {error}\n")
+        return 1
+    with company as party:
         try:
             options = parse(DoctorOptions, "doctor", __doc__ or "", argv)
             party.watch(options.timeout)

@@ -196,7 +196,11 @@ def open_report(job: Job, party: Party, console: Console) -> Report:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if training failed (a loss that is not finite), 2 for bad usage, 130 when interrupted."""
     console = tables.console()
-    with Interrupts(processes.launched()) as interrupts, Party() as party:
+    try:
+        company = Party()
+    except ConnectionError as error:
+        return _failed(str(error))[1]
+    with Interrupts(company.several) as interrupts, company as party:
         if not party.first:
             console = Console(quiet=True)
         report = None

@@ -1,5 +1,6 @@
 """Processes before they form groups, here threads with one store: who differs or cannot begin is told once."""
 
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -101,3 +102,30 @@ def test_the_code_is_the_sources_and_the_versions(monkeypatch, tmp_path):
     (tmp_path / "run.py").write_text("x = 2\n")
     assert code() != before
     assert "torch" in code()
+
+
+@pytest.mark.parametrize("command", ["run", "doctor"])
+def test_a_job_that_does_not_answer_is_one_line(command, monkeypatch, capfd):
+    from splitnet import doctor, party, run
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(party, "START", 0.2)
+    assert {"run": run, "doctor": doctor}[command].main([]) == 1
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("splitnet: error: ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"splitnet: error: the job's store at 127.0.0.1:{port} does not answer")
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_PORT"])
+def test_variables_that_are_no_numbers_make_no_job(name, monkeypatch):
+    from splitnet.parallel import ranks
+
+    for variable in ranks.VARIABLES:
+        monkeypatch.setenv(variable, "1")
+    assert ranks.launched()
+    monkeypatch.setenv(name, "one")
+    assert not ranks.launched()
