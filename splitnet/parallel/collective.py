@@ -35,6 +35,8 @@ def carried(what: str, notice: Notice | None = None) -> Iterator[None]:
         notice(what)
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # gloo raises it bare, NCCL its subclass DistBackendError
         raise LostRankError(f"{what}: {error}") from error
 
