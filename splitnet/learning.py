@@ -112,22 +112,31 @@ class Learner:
             stop=stop,
         )
         bar = progress_bar(Console(quiet=not self.party.first), self._total, self.position.step)
-        self.whole = False
         with bar as show, report.profile or nullcontext():
             for record in records:
                 report.add(record)  # first: a checkpoint is never ahead of the records
                 self.position, self.whole = record.after, True
                 show(record)
-                if report.profile is not None:
-                    report.profile.step()
-                if options.save_every and self.position.step % options.save_every == 0:
-                    self._save()
+                self._end_step(options.save_every is not None and self.position.step % options.save_every == 0)
                 if record.ends_epoch and not stop.agreed:
                     if report.profile is not None:
                         report.profile.finish()  # a test is no part of a step
                     self._test()
                 self.whole = False
         self.whole = True
+
+    def _end_step(self, due: bool) -> None:
+        """Save if it is due, outside of the steps that are profiled: these end early if need be."""
+        profile = self.report.profile
+        recording = profile is not None and profile.recording
+        if due and not recording:
+            self._save()
+        if profile is not None:
+            profile.step()
+        if due and recording:
+            if profile is not None:
+                profile.finish()
+            self._save()
 
     @property
     def _a_pass(self) -> int:

@@ -12,9 +12,11 @@ from splitnet.measure import scalars, traces
 from splitnet.measure.lanes import UntiedError
 from splitnet.measure.profiler import Profile
 from splitnet.measure.ranks import RankTrace, write_ranks
-from splitnet.measure.records import RunFolder, environment, plain, timestamp
+from splitnet.measure.records import RunFolder, environment, plain, read_run, timestamp
+from splitnet.measure.summary import named
 from splitnet.parallel.placement import describe
 from splitnet.party import Party
+from splitnet.training.checkpoint import Checkpoints
 from splitnet.training.loop import Step, Test
 
 
@@ -49,13 +51,27 @@ class Report:
             "bytes_exchanged_a_step": 0 if job.placement.whole else architecture.bytes_exchanged(batch),
             "resumed_at": None if job.checkpoint is None else job.checkpoint.step,
         }
+        before = self._saved_on()
         self._write()
         self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
         self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
         if job.checkpoint is not None:
             at = f"step {job.checkpoint.step:,}, epoch {job.checkpoint.epoch:,}"
-            self.console.print(f"Resumes {job.options.resume} at {at}.", highlight=False, soft_wrap=True)
+            self.console.print(f"Resumes {job.options.resume} at {at}{before}.", highlight=False, soft_wrap=True)
+        if self.folder is not None and job.options.save_every:
+            every = (
+                f"Every {counted(job.options.save_every, 'step')} a checkpoint in {self.folder.path / 'checkpoints'}"
+            )
+            self.console.print(every, highlight=False, soft_wrap=True)
         self.console.print(tables.layers(architecture, job.placement, batch))
+
+    def _saved_on(self) -> str:
+        """Where a run that goes on was before, if that was elsewhere."""
+        if self.folder is None or self.job.checkpoint is None:
+            return ""
+        names = named([entry["device"] for entry in read_run(self.folder.path)["devices"]])
+        now = named([entry["device"] for entry in self.summary["devices"]])
+        return "" if names == now else f"; it was on {', '.join(names)}"
 
     def add(self, record: Step | Test) -> None:
         if isinstance(record, Test):
@@ -107,6 +123,14 @@ class Report:
         """Write what others look at. OSError, UsageError if it cannot be written."""
         if self.folder is not None:
             self._leave(self.folder)
+
+    def say_interrupted(self) -> None:
+        """What is kept, and how to go on."""
+        self.console.print("Interrupted: what was recorded is kept.")
+        saved = Checkpoints(self.folder.path).steps() if self.folder is not None else []
+        if self.folder is not None and saved:
+            go_on = f"Saved at step {saved[-1]:,}; to go on: --resume {self.folder.path}"
+            self.console.print(go_on, highlight=False, soft_wrap=True)
 
     def say_where(self) -> None:
         if self.folder is not None:

@@ -13,7 +13,10 @@ from splitnet.parallel import ranks as processes
 from splitnet.party import Party, facts
 from splitnet.training.checkpoint import Checkpoint, Checkpoints, check_fits
 
-TAKEN = ("preset", "towers", "crosses", "data", "data_dir", "batch_size", "optimizer", "lr", "seed", "save_every")
+TAKEN = (
+    *("preset", "towers", "crosses", "data", "data_dir", "batch_size", "optimizer", "lr", "seed", "save_every"),
+    *("compare", "profile"),
+)
 """Options of the run that hold where the command line says nothing; and where training ends."""
 
 OWN = {"out", "data_dir", "threads", "resume"}
@@ -49,7 +52,8 @@ def _defaults(run: Path, said: set[str]) -> dict[str, Any]:
     options = read_run(run)["options"]
     ends = () if said & {"steps", "epochs"} else ("steps", "epochs")
     wanted = (name for name in (*TAKEN, *ends) if name not in said)
-    return {name: str(value) for name in wanted if (value := options.get(name)) is not None}
+    found = {name: value for name in wanted if (value := options.get(name)) is not None}
+    return {name: value if isinstance(value, bool) else str(value) for name, value in found.items()}
 
 
 def _last_attempt(party: Party) -> Path | None:

@@ -102,15 +102,14 @@ def carry_out(job: Job, report: Report, interrupts: Interrupts) -> tuple[str, in
     return "finished", 0
 
 
-def close(report: Report, status: str, code: int, interrupts: Interrupts) -> int:
+def close(report: Report, status: str, code: int) -> int:
     """End what is written, and leave pages. Returns the exit status, which is not 0 if that cannot be done."""
     try:
-        with interrupts.patient():  # whatever ends the run now, its records say how it went
-            report.close(status)
+        report.close(status)
         report.leave()
     except KeyboardInterrupt as interrupt:
         with suppress(OSError):
-            report.close(status)
+            report.close(status)  # again, if this was broken off: the records say how it went
         return code or _status(interrupt)
     except (OSError, UsageError) as error:
         _failed(_what(error, report.folder), says=code != 1)  # one line is enough
@@ -222,9 +221,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as interrupt:
             if report is None:
                 return _status(interrupt)
-            console.print("Interrupted: what was recorded is kept.")
+            report.say_interrupted()
             status, code = "interrupted", _status(interrupt)
-        return close(report, status, code, interrupts)
+        return close(report, status, code)
 
 
 if __name__ == "__main__":

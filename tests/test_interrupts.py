@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import random
 import shutil
@@ -19,7 +20,7 @@ import splitnet
 from splitnet import job, learning, reporting, run
 from splitnet.measure.records import read_run
 from splitnet.options import guarded
-from splitnet.training import checkpoint_files, loop
+from splitnet.training import checkpoint_files
 from splitnet.training.checkpoint import Checkpoints
 
 LONG = (*LENET[:-1], "8", "--steps", "100000")
@@ -60,7 +61,7 @@ from pathlib import Path
 from layouts import small
 from splitnet import job, run
 from splitnet.options import guarded
-from splitnet.training import checkpoint_files, loop
+from splitnet.training import checkpoint_files
 
 def wait(seconds):
     mark = Path(sys.argv[-1]) / "waits"
@@ -254,16 +255,41 @@ def test_a_signal_in_the_last_save_is_not_forgotten(tmp_path, monkeypatch, numbe
     assert (read_run(folder)["status"], Checkpoints(folder).steps()) == ("interrupted", [3])
 
 
-def test_two_signals_in_the_first_step_save_nothing(tmp_path, monkeypatch):
-    """What stands before a step has half an update in it."""
-    signals(monkeypatch, loop, "training_step", signal.SIGINT)
-    signals(monkeypatch, torch.optim.Adam, "step", signal.SIGINT)
-    said = ended(*FOUR, "--save-every", "1", "--out", tmp_path)
+@BOTH
+def test_a_test_is_broken_off_at_once(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(learning, "evaluate", lambda *_, **__: pytest.fail("it went on"))
+    signals(monkeypatch, learning, "evaluate", number)
+    assert ended(*FOUR, "--out", tmp_path).code == STATUS[number]
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_two_signals_in_a_step_save_nothing(tmp_path, monkeypatch, number):
+    """What stands then has half an update in it."""
+    update, count = torch.optim.Adam.step, itertools.count()
+
+    def impatient(*args, **kwargs):
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", impatient)
+    said = ended(*FOUR, "--save-every", "100", "--out", tmp_path)
     assert (said.code, said.err) == (130, "")
     folder = folder_of(tmp_path)
     assert read_run(folder)["status"] == "interrupted"
     assert list(folder.glob("checkpoints/*")) == []
-    assert not (folder / "steps.jsonl").exists()
+    assert read_run(folder)["steps"] == number
+
+
+@BOTH
+def test_before_the_first_step_there_is_nothing_to_save(tmp_path, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        signals(patch, learning, "evaluate", number)
+        said = ended(*LENET, "--steps", "0", "--save-every", "1", "--out", tmp_path / "runs")
+    assert (said.code, said.err) == (STATUS[number], "")
+    assert not (folder_of(tmp_path / "runs") / "checkpoints").exists()
+    assert not (made(tmp_path / "whole", *LENET, "--steps", "0", "--save-every", "1") / "checkpoints").exists()
 
 
 class Lines:

@@ -246,9 +246,8 @@ def test_a_process_is_known_by_its_start_too():
 
 PARENT = f"""
 import os, struct, subprocess, sys, time
-words = [sys.executable, "-I", "-S", {guardian.__file__!r}, str(os.getpid())]
-child = subprocess.Popen(words, stdin=subprocess.PIPE, bufsize=0)
-child.stdin.write(struct.pack("d", float(sys.argv[1])))
+child = subprocess.Popen([sys.executable, "-I", "-S", {guardian.__file__!r}], stdin=subprocess.PIPE, bufsize=0)
+child.stdin.write(struct.pack("qd", os.getpid(), float(sys.argv[1])))
 print(child.pid, flush=True)
 heir = os.fork() if len(sys.argv) > 2 else 1
 if not heir:

@@ -30,8 +30,10 @@ from whole_runs import (
 )
 
 from splitnet import learning, resuming, run
+from splitnet.measure.profiler import Profile
 from splitnet.measure.records import RunFolder, read_compare, read_run
 from splitnet.measure.summary import summarise
+from splitnet.measure.timeline import Timeline, read
 from splitnet.parallel import fake
 from splitnet.training import checkpoint, checkpoint_files
 from splitnet.training.checkpoint import Checkpoints
@@ -487,6 +489,30 @@ def test_an_interrupt_without_room_says_what_stands(tmp_path, monkeypatch):
     assert len(losses(folder_of(tmp_path))) == 3
 
 
+def test_a_disk_that_is_full_at_every_turn_is_one_line(tmp_path, monkeypatch):
+    """The training, and then the end of its records."""
+
+    def full(*_, **__):
+        raise FULL
+
+    monkeypatch.setattr(learning, "train", full)
+    monkeypatch.setattr(RunFolder, "close", full)
+    said = command(*LENET, "--steps", "2", "--out", tmp_path, *QUIET)
+    assert said.code == 1
+    assert said.line == f"{folder_of(tmp_path)}: No space left on device"
+
+
+def test_without_room_for_a_run_there_is_no_folder(tmp_path, monkeypatch):
+    def full(path, content):
+        raise FULL
+
+    monkeypatch.setattr("splitnet.measure.records.write_whole", full)
+    said = command(*LENET, "--steps", "2", "--out", tmp_path / "runs", *QUIET)
+    assert said.code == 1
+    assert said.line.endswith("-lenet-1x1: No space left on device")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_going_on_where_the_records_cannot_be_cut_is_one_line(tmp_path, monkeypatch, saved):
     shutil.copytree(saved, tmp_path / "run")
     same = unchanged(tmp_path)
@@ -639,3 +665,53 @@ def test_a_resumed_run_refuses_an_unsound_link_and_touches_nothing(sound, source
     assert (said.code, said.out) == (1, "")
     assert said.line.startswith(f"unsound link: {source} -> fake:0: ")
     assert same()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_checkpoint_is_in_no_profiled_step(tmp_path, monkeypatch, every):
+    """What a trace shows of a step is the step."""
+    moments = []
+    profiled = []
+    save, step = Checkpoints.save, Profile.step
+
+    def saved(self, checkpoint):
+        [profile] = profiled
+        moments.append(profile.recording)
+        return save(self, checkpoint)
+
+    def stepped(self):
+        profiled[:] = [self]
+        step(self)
+
+    monkeypatch.setattr(Checkpoints, "save", saved)
+    monkeypatch.setattr(Profile, "step", stepped)
+    monkeypatch.setattr(Profile, "__init__", remembering(Profile.__init__, profiled))
+    words = (*LENET, "--devices", "fake:0", "--steps", "6", "--save-every", str(every), "--no-compare")
+    said = command("--out", tmp_path, *words)
+    assert (said.code, said.err) == (0, "")
+    assert len(moments) == 6 // every
+    assert not any(moments)
+    assert len(Timeline(read(folder_of(tmp_path) / "trace.json.gz")).steps) >= 1
+
+
+def remembering(init, where):
+    def made(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        where[:] = [self]
+
+    return made
+
+
+def test_what_was_left_out_is_left_out_again(tmp_path):
+    folder = made(tmp_path, *LENET, "--steps", "2", "--save-every", "2")
+    said = command("--resume", folder, "--steps", "3")
+    assert (said.code, said.err) == (0, "")
+    assert not (folder / "compare.json").exists()
+    assert read_run(folder)["options"]["compare"] is False
+
+
+def test_where_it_was_and_where_checkpoints_go_is_told(tmp_path):
+    folder = made(tmp_path, *LENET, "--devices", "fake:1", "--steps", "2", "--save-every", "2")
+    said = command("--resume", folder, "--steps", "3", "--devices", "cpu")
+    assert "it was on fake:1" in said.out
+    assert f"Every 2 steps a checkpoint in {folder / 'checkpoints'}" in said.out

@@ -79,6 +79,11 @@ class Profile:
             self._profile.stop()
 
     @property
+    def recording(self) -> bool:
+        """Whether the step under way is one of those that are kept."""
+        return self._first <= self._done < self._end
+
+    @property
     def recorded(self) -> int:
         """Whole steps that were recorded."""
         return max(min(self._done, self._end) - self._first, 0)

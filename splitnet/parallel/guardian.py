@@ -1,15 +1,14 @@
 """A child that kills its parent when the parent's beats cease: a stopped process cannot end itself.
 
 Run by its path and without site packages, so that it is there in milliseconds and holds next to no memory. Its standard
-input is the pipe that the parent beats into; the first 8 bytes are the limit in seconds, as a C double. The parent's
-process id is its argument: by the time it could ask, the parent may have ended.
+input is the pipe that the parent beats into; the first 16 bytes are the parent's process id, since the parent may have
+ended by the time it could ask, and the limit in seconds, as a C long long and a double.
 """
 
 import os
 import select
 import signal
 import struct
-import sys
 
 SLICES = 10
 """Of the limit. After each it looks for its parent; a guardian that was itself stopped has missed one, not all."""
@@ -31,5 +30,5 @@ def guard(parent: int, limit: float) -> None:
 if __name__ == "__main__":
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # torchrun's and the terminal's: not meant for it
         signal.signal(ignored, signal.SIG_IGN)
-    if first := os.read(0, 8):
-        guard(int(sys.argv[1]), *struct.unpack("d", first))
+    if first := os.read(0, 16):
+        guard(*struct.unpack("qd", first))

@@ -85,7 +85,7 @@ class Watch:
         store.set_timeout(timedelta(seconds=self._silent))
         script = Path(__file__).with_name("guardian.py")
         self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), str(os.getpid())],
+            [sys.executable, "-I", "-S", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,  # who reads this process's output must not wait for its guardian
             stderr=subprocess.DEVNULL,
@@ -94,7 +94,7 @@ class Watch:
         assert self._guardian.stdin is not None
         self._pipe = self._guardian.stdin.fileno()
         os.set_blocking(self._pipe, False)
-        os.write(self._pipe, struct.pack("d", self._timeout * GUARDIAN))
+        os.write(self._pipe, struct.pack("qd", os.getpid(), self._timeout * GUARDIAN))
         self._listener = threading.Thread(target=self._listen, args=(store,), daemon=True)
         self._pulse = threading.Thread(target=self._beat_on, daemon=True)
         self._listener.start()
