@@ -133,8 +133,16 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
     if placement is None:
         party.join(options.towers, gpus)
         placement = place(architecture, ranks=party.ranks)
+    _check_link(options, placement)
     fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
     return Job(options, dataset, architecture, placement, state, checkpoint)
+
+
+def _check_link(options: RunOptions, placement: Placement) -> None:
+    """UsageError where something would go over a link that is to be avoided."""
+    ranks = placement.ranks
+    if options.link == "host" and ranks is not None and ranks.replicas > 1 and ranks.device.type != "cpu":
+        raise UsageError(f"--link host: gradients of {ranks.replicas} replicas are summed over the direct link (NCCL)")
 
 
 def check_can_save(options: RunOptions) -> None:

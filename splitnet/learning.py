@@ -54,6 +54,8 @@ class Learner:
             self._make()
             room.watch(self.net, self.optimizer)
             self._train_and_test()
+        for skipped in self.party.share(job.dataset.skipped, "broken images"):
+            job.dataset.skipped.update(skipped)
         audited = self._audit()
         report.filters = self._filters()
         if job.ranks is not None and report.profile is not None:
@@ -186,6 +188,8 @@ class Learner:
                 **position, settings=self.job.settings, schedule=schedule, weights=weights, optimizer=state
             )
             try:
+                if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+                    raise OSError("weights that are not finite")  # reading would refuse it
                 Checkpoints(self.report.folder.path).save(checkpoint)
                 self.saved = step
             except OSError as error:

@@ -1,8 +1,8 @@
 """The processes that make a run together: this one, or those of a job that torchrun started."""
 
+import sys
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from datetime import timedelta
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -90,22 +90,29 @@ class Party:
     def say_done(self, what: str) -> None:
         """Let the others go on who wait for this; rank 0 says it, of something that may take longer than `timeout`."""
         if self.several and self.first:
-            self._store.set(f"done/{what}", "")
+            processes.say_done(what)
 
     def wait_for_first(self, what: str) -> None:
         """Until rank 0 has said that this is done, however long it takes while it lives."""
         if self.several and not self.first:
-            self._store.wait([f"done/{what}"], timedelta(days=1))
+            processes.wait_until_done(what)
 
     def lost(self, error: BaseException) -> NoReturn:
         """A collective broke off: find out whose fault it is, say so once in the job, and end."""
-        assert self._watch is not None
+        if self._watch is None:
+            raise SystemExit(_failure(f"{error}"))
         self._watch.lost(error)
 
     def failed(self, line: str) -> NoReturn:
         """Say why this process, and so the others, cannot go on, once in the job, and end."""
-        assert self._watch is not None
+        if self._watch is None:
+            raise SystemExit(_failure(line))
         self._watch.failed(line)
+
+
+def _failure(line: str) -> int:
+    sys.stderr.write(f"splitnet: error: {line}\n")
+    return 1
 
 
 def facts(options: Any, own: Collection[str]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from splitnet.network.architecture import Architecture
 from splitnet.network.presets import PRESETS
 from splitnet.network.towers import Record, SplitNet
 from splitnet.parallel import gradients
-from splitnet.parallel.exchange import Ledger
+from splitnet.parallel import ranks as processes
+from splitnet.parallel.exchange import Ledger, Link
 from splitnet.parallel.placement import Placement, host
 from splitnet.parallel.ranks import Ranks
 from splitnet.training.loop import training_step
@@ -89,7 +90,7 @@ class Entrant:
         return Contender(*where) if self.alone else RankContender(*where, ranks=self.ranks)
 
 
-def entrants(architecture: Architecture, placement: Placement) -> Iterator[Entrant]:
+def entrants(architecture: Architecture, placement: Placement, link: Link = "device") -> Iterator[Entrant]:
     """The run's own layout, the same function whole in the first process, replicas of it in all, the dense network."""
     ranks = placement.ranks
     assert ranks is not None
@@ -97,7 +98,7 @@ def entrants(architecture: Architecture, placement: Placement) -> Iterator[Entra
     if not placement.whole:
         yield Entrant("towers", architecture, placement, ranks)
     yield Entrant("whole" if architecture.towers > 1 else "dense", architecture, single, ranks, alone=True)
-    if ranks.world > 1:
+    if ranks.world > 1 and (link == "device" or ranks.device.type == "cpu"):  # sums of gradients take no other way
         yield Entrant("replicas", architecture, single, ranks.as_replicas())
     dense = PRESETS.get(architecture.name)
     if architecture.towers > 1 and dense is not None and dense.divides(1):
@@ -118,7 +119,7 @@ def compare_ranks(
     """
     ranks = placement.ranks
     assert ranks is not None
-    known = list(entrants(architecture, placement))
+    known = list(entrants(architecture, placement, training.link))
     running: dict[str, Contender] = {}
     left_out: dict[str, dict[str, Any]] = {}
     beside = OtherLoad()
@@ -126,6 +127,8 @@ def compare_ranks(
         yield f"measuring in alternation: round {turn} of {rounds}" if turn else "warming up", None
         for entrant in known:
             why = _take_turn(entrant, running, turn, (training, limit)) if entrant.name not in left_out else None
+            if entrant.alone:
+                _wait_for_first(ranks, f"measuring {entrant.name}, {turn}")
             if why := ranks.from_first(why, f"measuring {entrant.name}"):
                 running.pop(entrant.name, None)
                 names = described(entrant.name, entrant.architecture, ["rank 0"])
@@ -145,6 +148,14 @@ def compare_ranks(
         return
     order = [entrant.name for entrant in known]
     yield "", concluded(order, running, left_out, rounds, beside.cores(partners))
+
+
+def _wait_for_first(ranks: Ranks, what: str) -> None:
+    """The first may take longer than a collective is waited for."""
+    if ranks.rank == 0:
+        processes.say_done(what)
+    else:
+        processes.wait_until_done(what)
 
 
 def _take_turn(

@@ -19,7 +19,7 @@ TAKEN = (
 )
 """Options of the run that hold where the command line says nothing; and where training ends."""
 
-OWN = {"out", "data_dir", "threads", "resume"}
+OWN = {"out", "data_dir", "threads", "resume", "weights"}
 """Options that processes of one job may differ in: paths on their hosts, cores."""
 
 

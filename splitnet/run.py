@@ -16,7 +16,7 @@ from splitnet.fitting import DoesNotFitError
 from splitnet.interrupts import Interrupts
 from splitnet.job import Job, prepare
 from splitnet.learning import Learner
-from splitnet.measure.records import RunFolder, plain, read_steps
+from splitnet.measure.records import RunFolder, plain, read_records
 from splitnet.options import guarded
 from splitnet.parallel import links
 from splitnet.parallel import ranks as processes
@@ -86,6 +86,10 @@ def carry_out(job: Job, report: Report, interrupts: Interrupts) -> tuple[str, in
         if job.options.compare and job.options.steps != 0:
             measure(job, report, interrupts.stop)
     except SystemExit:  # rich, when nobody reads its output any more
+        if report.party.several:
+            with suppress(OSError):
+                report.close("failed: the output was closed")
+            report.party.failed(f"rank {report.party.rank}: its output was closed")
         return "failed: the output was closed", 1
     except TOGETHER as error:
         return _failed(str(error), report.party.first)
@@ -97,7 +101,7 @@ def carry_out(job: Job, report: Report, interrupts: Interrupts) -> tuple[str, in
         return f"failed: {error}", report.party.refuse(error)
     except ALONE as error:
         if report.party.several:
-            report.party.failed(f"rank {report.party.rank}: {str(error).splitlines()[0]}")
+            report.party.failed(f"rank {report.party.rank}: {_first_line(error)}")
         return _failed(_what(error, report.folder))
     return "finished", 0
 
@@ -124,6 +128,10 @@ def _what(error: Exception, folder: RunFolder | None) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is None and folder is not None:
         return f"{folder.path}: {error.strerror}"
     return str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _failed(why: str, says: bool = True) -> tuple[str, int]:
@@ -174,12 +182,18 @@ def start(argv: Sequence[str] | None, party: Party) -> Job:
     return job
 
 
+def _earlier(folder: RunFolder) -> list[dict[str, Any]]:
+    """The records of a run that goes on."""
+    steps = folder.path / "steps.jsonl"
+    return read_records(steps, {"step": int})[0] if steps.exists() else []
+
+
 def open_report(job: Job, party: Party, console: Console) -> Report:
     """What is known before the training, written and told. OSError if it cannot be; a new folder goes again."""
     folder = open_folder(job, party)
     try:
+        earlier = _earlier(folder) if folder is not None and job.checkpoint is not None else []
         party.agree({})
-        earlier = read_steps(folder.path / "steps.jsonl") if folder is not None and job.checkpoint is not None else []
         report = Report(job, folder, console, party, earlier)
         report.opening()
     except BaseException as error:
@@ -218,12 +232,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             if party.several:
                 party.failed(f"rank {party.rank}: {error}")
             return _failed(str(error))[1]
+        except SystemExit as end:  # rich, when nobody reads its output any more; help ends with 0
+            if party.several and end.code:
+                party.failed(f"rank {party.rank}: its output was closed")
+            raise
         except KeyboardInterrupt as interrupt:
             if report is None:
                 return _status(interrupt)
             report.say_interrupted()
             status, code = "interrupted", _status(interrupt)
-        return close(report, status, code)
+        code = close(report, status, code)
+        party.say_done("all")
+        party.wait_for_first("all")  # torchrun gives the last of a failed job half a minute, and pages may take longer
+        return code
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Ended:
 def environment(**more: str) -> dict[str, str]:
     """One thread a process, and the tests' own modules."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "MASTER_ADDR")}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)} | more
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"} | more
 
 
 def words(world: int, *command: str | Path, options: tuple[str, ...] = ()) -> list[str]:

@@ -9,7 +9,9 @@ import time
 import pytest
 from jobs import SMALL_RUN, Ended, alone, environment, ranks_of, torchrun, words
 from layouts import small
+from safetensors.torch import save_file
 
+import splitnet
 from splitnet.measure.records import read_compare, read_run, read_steps
 from splitnet.measure.timeline import Timeline, read
 from splitnet.training.checkpoint import Checkpoints
@@ -214,3 +216,35 @@ def test_the_doctor_tests_the_links_between_ranks():
     assert "rank 1 -> rank 0" in ended.out
     assert "conv3 reduce_scatter" in ended.out
     assert ended.out.count("Sound: all ") == 1
+
+
+def test_others_wait_for_what_the_first_measures_alone(tmp_path):
+    """Longer than a collective is waited for: 0.6 of the timeout."""
+    options = ("--towers", "2", "--steps", "2", "--no-profile", "--timeout", "10")
+    ended = run(2, tmp_path, *options, SLOW="8")
+    assert ended.code == 0, ended.err
+    names = [layout["layout"] for layout in read_compare(folder_of(tmp_path))["layouts"]]
+    assert names == ["towers", "whole", "replicas", "dense"]
+
+
+def test_a_reader_that_leaves_ends_the_job_with_one_line(tmp_path):
+    command = words(2, SMALL_RUN, *SMALL, "--out", tmp_path, "--towers", "2", "--steps", "2", "--no-profile")
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    job.stdout.close()
+    _, err = job.communicate(timeout=120)
+    [line] = Ended(job.returncode, "", err).errors
+    assert line == "rank 0: its output was closed"
+
+
+def test_weights_of_a_job_that_torchrun_restarts(tmp_path):
+    """They are where it began; it goes on from its checkpoint."""
+    table = small("fashion").adapted(1, 10)
+    save_file(splitnet.build(table, devices=["cpu"], seed=9).whole_state_dict(), tmp_path / "w.safetensors")
+    out = tmp_path / "runs"
+    options = ("--towers", "2", "--steps", "30", "--save-every", "1", "--no-profile", "--no-compare")
+    weights = ("--weights", tmp_path / "w.safetensors")
+    job = started(2, out, *options, *weights, torchrun_options=("--max-restarts", "1"))
+    os.kill(ranks_of(job)[0], signal.SIGKILL)
+    ended = end_of(job)
+    assert ended.code == 0, ended.err
+    assert len(losses(folder_of(out))) == 30

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -64,6 +65,22 @@ def job_store(timeout: float = 60) -> Store:
     return PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _connected(timeout))
 
 
+def say_done(what: str) -> None:
+    """Let those go on who wait for it."""
+    _own_connection().set(f"done/{what}", "")
+
+
+def wait_until_done(what: str) -> None:
+    """Until somebody has said so, however long it takes: a watch ends the process if that one is lost."""
+    _own_connection().wait([f"done/{what}"], timedelta(days=1))
+
+
+@cache
+def _own_connection() -> Store:
+    """For waiting: whoever else used it would wait as well."""
+    return job_store()
+
+
 def remember(name: str, value: str) -> None:
     """Leave a word for the next attempt, should torchrun restart the job."""
     _connected().set(f"remembered/{name}", value)
@@ -107,7 +124,8 @@ class Ranks:
 
     def as_replicas(self) -> "Ranks":
         """The same processes, each with the whole network: towers of one."""
-        alone = dist.new_group([self.rank], use_local_synchronization=True)
+        backend = BACKENDS[self.device.type]
+        alone = dist.new_group([self.rank], backend=backend, use_local_synchronization=True)
         own: Any = [dist.group.WORLD, alone]
         grid, names = torch.arange(self.world).view(-1, 1), ("replica", "tower")
         mesh = DeviceMesh.from_group(own, self.device.type, mesh=grid, mesh_dim_names=names)
@@ -207,6 +225,8 @@ def of_job(towers: int, timeout: float = 60) -> Ranks | None:
         return None
     if _joined is None:
         check_divides(towers)
+        if dist.is_initialized():
+            raise UsageError("a process group is there already: build the network first, or name its `devices`")
         store = job_store(timeout)
         gpus = Meeting(store, rank(), world(), timeout).agree({"towers": str(towers)}, own_gpu())
         return join(towers, gpus, store, timeout)

@@ -220,7 +220,7 @@ class Watch:
         limits = {r: self._silent if r in self._beats else self._timeout * START for r in self._silence}
         if silent := [r for r, silence in self._silence.items() if silence > limits[r]]:
             return self._blame_silent(max(silent, key=self._silence.__getitem__))
-        if os.getppid() != self._agent:
+        if self._orphaned():
             return Verdict(self._agent_gone())
         return self._judge_error(*self._error) if self._error else None
 
@@ -301,7 +301,7 @@ class Watch:
         os._exit(1)
 
     def _store_lost(self) -> str:
-        if os.getppid() != self._agent:
+        if self._orphaned():
             return self._agent_gone()
         if killed := [r for r in self._silence if self._near(r) and not self._beats[r].process.state]:
             return self._blame(killed[0], "was killed, last seen in").line
@@ -310,6 +310,10 @@ class Watch:
         first = f" ({self._beats[0].process.host})" if 0 in self._beats else ""
         lost = f"rank {self._rank} {self._this} has lost the host of rank 0{first}"
         return f"{lost}: it is down, or the network is cut; in {self.where}"
+
+    def _orphaned(self) -> bool:
+        """Whether torchrun's agent has ended; what else starts ranks may end before them."""
+        return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != self._agent
 
     def _say(self, line: str) -> None:
         if self._mouth.acquire(blocking=False):  # once
