@@ -183,9 +183,8 @@ def start(argv: Sequence[str] | None, party: Party) -> Job:
 
 
 def _earlier(folder: RunFolder) -> list[dict[str, Any]]:
-    """The records of a run that goes on."""
-    steps = folder.path / "steps.jsonl"
-    return read_records(steps, {"step": int})[0] if steps.exists() else []
+    """The records of a run that goes on: a checkpoint is never ahead of them."""
+    return read_records(folder.path / "steps.jsonl", {"step": int})[0]
 
 
 def open_report(job: Job, party: Party, console: Console) -> Report:

@@ -61,7 +61,7 @@ from pathlib import Path
 from layouts import small
 from splitnet import job, run
 from splitnet.options import guarded
-from splitnet.training import checkpoint_files
+from splitnet.training import checkpoint_files, loop
 
 def wait(seconds):
     mark = Path(sys.argv[-1]) / "waits"
