@@ -9,7 +9,7 @@ READY := .venv/.installed
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 PYTEST := $(VENV) -m pytest
 # Tests keep to one thread each; a process takes 0.6 GB.
-SPREAD := -n auto --maxprocesses 4 --dist loadgroup
+SPREAD := -n auto --maxprocesses 4
 CUDA := gpu or two_gpus
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

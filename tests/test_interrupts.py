@@ -360,13 +360,13 @@ def check_signalled(tmp_path, straight, number, twice):
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(4))
 def test_signals_at_any_line(tmp_path, straight, number, twice):
     check_signalled(tmp_path, straight, number, twice)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
-@pytest.mark.parametrize("number", range(6, 306))
+@pytest.mark.parametrize("number", range(4, 304))
 def test_signals_at_any_line_of_many(tmp_path, straight, number, twice):
     check_signalled(tmp_path, straight, number, twice)

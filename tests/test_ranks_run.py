@@ -16,7 +16,7 @@ from splitnet.measure.records import read_compare, read_run, read_steps
 from splitnet.measure.timeline import Timeline, read
 from splitnet.training.checkpoint import Checkpoints
 
-pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("ranks run")]  # jobs are shared
+pytestmark = pytest.mark.ranks
 
 SMALL = ("--data", "fashion-mnist-small", "--batch-size", "15", "--timeout", "30")
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import splitnet
 from experiments.layouts import A_STEP, Trained, differences
 
-pytestmark = [pytest.mark.ranks, pytest.mark.xdist_group("ranks training")]  # jobs are shared
+pytestmark = pytest.mark.ranks
 
 TOLERANCES = {"float64": (1e-12, 1e-12, 1e-12), "float32": (1e-4, 1e-2, 1e-4)}
 """Of losses, gradients and weights, on these small networks."""

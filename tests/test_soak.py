@@ -84,10 +84,10 @@ def test_a_hundred_kills_while_saving_cost_nothing_that_was_saved(tmp_path):
 
 
 def test_a_hundred_kills_of_a_run_that_saves_every_step(tmp_path):
-    straight = made(tmp_path / "straight", *KILLED, "--steps", "4000")
+    straight = made(tmp_path / "straight", *KILLED, "--steps", "4000", "--save-every", "1000")
     steps = [kill(tmp_path / "runs", straight, number) for number in range(100)]
     assert steps == sorted(steps)
     assert len(set(steps)) > 50
     folder = folder_of(tmp_path / "runs")
-    goes_on(folder)
+    goes_on(folder, "--save-every", "1000")
     check_same(folder, straight)
