@@ -1,7 +1,6 @@
 """Test devices and the links between them: what is sent must arrive, bit for bit, both ways."""
 
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
@@ -14,12 +13,12 @@ from rich.table import Table
 from splitnet import tables
 from splitnet.errors import UsageError
 from splitnet.network.presets import preset, presets
-from splitnet.options import LARGEST, check_bounds, guarded, option, parse
+from splitnet.options import LARGEST, check_bounds, fail, guarded, option, out_of_memory, parse
 from splitnet.parallel import ranks as processes
 from splitnet.parallel.collective import LostRankError
 from splitnet.parallel.exchange import Link
 from splitnet.parallel.links import check_devices, check_ranks
-from splitnet.parallel.placement import Placement, place
+from splitnet.parallel.placement import Placement, check_processes, place
 from splitnet.parallel.probes import LinkReport
 from splitnet.party import Party, facts
 
@@ -149,9 +148,7 @@ def tested(options: DoctorOptions, party: Party, console: Console) -> bool:
         torch.set_num_threads(options.threads)
     architecture = preset(options.preset, options.towers, options.crosses)
     if party.several:
-        processes.check_divides(options.towers)
-        if options.devices is not None:
-            raise UsageError(f"--devices {options.devices}: under torchrun each process has its own; leave it out")
+        check_processes(architecture, options.devices)
     party.join(options.towers, party.agree(facts(options, {"threads"}), party.several and processes.own_gpu()))
     placement = place(architecture, options.devices.split(",") if options.devices else None, party.ranks)
     console.print(tables.devices(architecture, placement), highlight=False, soft_wrap=True)
@@ -169,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         company = Party()
     except ConnectionError as error:
-        sys.stderr.write(f"splitnet: error: {error}\n")
-        return 1
+        return fail(str(error))
     with company as party:
         try:
             options = parse(DoctorOptions, "doctor", __doc__ or "", argv)
@@ -183,8 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
         except torch.OutOfMemoryError as error:
-            sys.stderr.write(f"splitnet: error: out of memory; a smaller --batch-size needs less ({error})\n")
-            return 1
+            return out_of_memory(error)
 
 
 if __name__ == "__main__":

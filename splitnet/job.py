@@ -18,7 +18,7 @@ from splitnet.network.towers import SplitNet
 from splitnet.options import LARGEST, check_bounds, option
 from splitnet.parallel import ranks as processes
 from splitnet.parallel.exchange import Link
-from splitnet.parallel.placement import Placement, host, place
+from splitnet.parallel.placement import Placement, check_processes, host, place
 from splitnet.parallel.ranks import Ranks
 from splitnet.party import Party
 from splitnet.training.checkpoint import Checkpoint
@@ -158,13 +158,7 @@ def _placed(options: RunOptions, architecture: Architecture, party: Party) -> Pl
         placement = place(architecture, None if options.devices is None else options.devices.split(","))
         fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
         return placement
-    processes.check_divides(options.towers)
-    if architecture.norm.across_towers and options.towers > 1:
-        raise UsageError(
-            f"--preset {options.preset}: its norms read both towers, so it takes one process, not torchrun"
-        )
-    if options.devices is not None:
-        raise UsageError(f"--devices {options.devices}: under torchrun each process has its own device; leave it out")
+    check_processes(architecture, options.devices)
     return None
 
 

@@ -196,7 +196,6 @@ class Learner:
                 stands = f"that of step {self.saved:,} stands" if self.saved >= 0 else "there is none yet"
                 why = error.strerror or str(error)
                 self.report.console.print(f"No checkpoint of step {step:,} ({why}); {stands}.", highlight=False)
-        self.party.say_done(f"saving step {step}")
         self.party.wait_for_first(f"saving step {step}")
 
     def _traces(self, ranks: Ranks, profile: Profile) -> list[RankTrace | None]:

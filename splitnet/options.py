@@ -127,6 +127,17 @@ def refuse(error: UsageError) -> int:
     return 2
 
 
+def fail(line: str) -> int:
+    """Print the one line; the exit status of what failed, though it was asked for rightly."""
+    sys.stderr.write(f"splitnet: error: {line}\n")
+    return 1
+
+
+def out_of_memory(error: BaseException) -> int:
+    """The same of a device that is full."""
+    return fail(f"out of memory; a smaller --batch-size needs less ({error})")
+
+
 def guarded(main: Callable[[], int | None]) -> NoReturn:
     """Run a main and exit: bad usage is one line and 2, an interrupt at whatever moment 130, neither a traceback."""
     try:

@@ -1,13 +1,12 @@
 """The processes that make a run together: this one, or those of a job that torchrun started."""
 
-import sys
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from splitnet.errors import UsageError
-from splitnet.options import refuse
+from splitnet.options import fail, refuse
 from splitnet.parallel import ranks as processes
 from splitnet.parallel.collective import LostRankError
 from splitnet.parallel.meeting import Meeting, code
@@ -87,32 +86,22 @@ class Party:
         """The object of rank 0."""
         return own if self.ranks is None else self.ranks.from_first(own, what)
 
-    def say_done(self, what: str) -> None:
-        """Let the others go on who wait for this; rank 0 says it, of something that may take longer than `timeout`."""
-        if self.several and self.first:
-            processes.say_done(what)
-
     def wait_for_first(self, what: str) -> None:
-        """Until rank 0 has said that this is done, however long it takes while it lives."""
-        if self.several and not self.first:
-            processes.wait_until_done(what)
+        """Return once rank 0 has come here as well, however long it takes while it lives; rank 0 waits for nobody."""
+        if self.several:
+            processes.wait_for_first(what)
 
     def lost(self, error: BaseException) -> NoReturn:
         """A collective broke off: find out whose fault it is, say so once in the job, and end."""
         if self._watch is None:
-            raise SystemExit(_failure(f"{error}"))
+            raise SystemExit(fail(f"{error}"))
         self._watch.lost(error)
 
     def failed(self, line: str) -> NoReturn:
         """Say why this process, and so the others, cannot go on, once in the job, and end."""
         if self._watch is None:
-            raise SystemExit(_failure(line))
+            raise SystemExit(fail(line))
         self._watch.failed(line)
-
-
-def _failure(line: str) -> int:
-    sys.stderr.write(f"splitnet: error: {line}\n")
-    return 1
 
 
 def facts(options: Any, own: Collection[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from splitnet.parallel import ranks as processes
 from splitnet.parallel.exchange import Ledger, Link
 from splitnet.parallel.placement import Placement, host
 from splitnet.parallel.ranks import Ranks
+from splitnet.parallel.replicas import GRADIENTS, summed_bytes
 from splitnet.training.loop import training_step
 from splitnet.training.sharing import Interrupted, Stop, share_of, together
 
@@ -71,7 +72,7 @@ class RankContender(Contender):
         replicas, images = self.ranks.replicas, len(self.training.batches[0].labels)
         found = {} if self.placement.whole else crossings(self.architecture, -(-images // replicas) * replicas)
         if replicas > 1:
-            found[gradients.ROW] = gradients.derived(self.architecture.parameters, replicas)
+            found[GRADIENTS] = summed_bytes(self.architecture.parameters, replicas)
         return found
 
 
@@ -128,7 +129,7 @@ def compare_ranks(
         for entrant in known:
             why = _take_turn(entrant, running, turn, (training, limit)) if entrant.name not in left_out else None
             if entrant.alone:
-                _wait_for_first(ranks, f"measuring {entrant.name}, {turn}")
+                processes.wait_for_first(f"measuring {entrant.name}, {turn}")  # it may take long
             if why := ranks.from_first(why, f"measuring {entrant.name}"):
                 running.pop(entrant.name, None)
                 names = described(entrant.name, entrant.architecture, ["rank 0"])
@@ -148,14 +149,6 @@ def compare_ranks(
         return
     order = [entrant.name for entrant in known]
     yield "", concluded(order, running, left_out, rounds, beside.cores(partners))
-
-
-def _wait_for_first(ranks: Ranks, what: str) -> None:
-    """The first may take longer than a collective is waited for."""
-    if ranks.rank == 0:
-        processes.say_done(what)
-    else:
-        processes.wait_until_done(what)
 
 
 def _take_turn(

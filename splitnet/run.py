@@ -1,6 +1,5 @@
 """Train the network on its devices, test it, and measure it beside the same network on one device."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
@@ -17,7 +16,7 @@ from splitnet.interrupts import Interrupts
 from splitnet.job import Job, prepare
 from splitnet.learning import Learner
 from splitnet.measure.records import RunFolder, plain, read_records
-from splitnet.options import guarded
+from splitnet.options import fail, guarded
 from splitnet.parallel import links
 from splitnet.parallel import ranks as processes
 from splitnet.parallel.audit import UnknownCopyError
@@ -136,7 +135,7 @@ def _first_line(error: Exception) -> str:
 
 def _failed(why: str, says: bool = True) -> tuple[str, int]:
     if says:
-        sys.stderr.write(f"splitnet: error: {why.splitlines()[0]}\n")
+        fail(why.splitlines()[0])
     return f"failed: {why}", 1
 
 
@@ -241,7 +240,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.say_interrupted()
             status, code = "interrupted", _status(interrupt)
         code = close(report, status, code)
-        party.say_done("all")
         party.wait_for_first("all")  # torchrun gives the last of a failed job half a minute, and pages may take longer
         return code
 

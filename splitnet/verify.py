@@ -1,7 +1,6 @@
 """Prove that the towers on their devices compute the same function as the whole network on one device."""
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from splitnet.errors import UsageError
 from splitnet.faults import FAULTS, broken, check_has_place
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
-from splitnet.options import LARGEST, check_bounds, guarded, option, parse, refuse
+from splitnet.options import LARGEST, check_bounds, guarded, option, out_of_memory, parse, refuse
 from splitnet.parallel.placement import Placement, host, place
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -142,8 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except torch.OutOfMemoryError as error:
-        sys.stderr.write(f"splitnet: error: out of memory; a smaller --batch-size needs less ({error})\n")
-        return 1
+        return out_of_memory(error)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from jobs import environment
+
 WORKER = Path(__file__).with_name("ranks_worker.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 START_UP = 60
@@ -35,12 +36,17 @@ class Job:
     """torchrun on this host, with `words` as what it is to run."""
 
     def __init__(self, ranks: int, words, folder: Path) -> None:
-        self.tag = f"SPLITNET_JOB={uuid.uuid4()}"
+        mark = str(uuid.uuid4())
+        self.tag = f"SPLITNET_JOB={mark}"
         self.out, self.errors = folder / "out", folder / "errors"
         command = [*TORCHRUN, "--standalone", "--nproc-per-node", str(ranks), *map(str, words)]
         with self.out.open("wb") as out:
             self.torchrun = subprocess.Popen(
-                command, env=environment(self.tag), stdout=out, stderr=subprocess.PIPE, text=True
+                command,
+                env=environment(SPLITNET_JOB=mark),
+                stdout=out,
+                stderr=subprocess.PIPE,
+                text=True,
             )
 
     def processes(self) -> dict[int, str]:
@@ -94,13 +100,6 @@ class Job:
             self.torchrun.poll()
         self.torchrun.wait()
         self.torchrun.stderr.close()
-
-
-def environment(tag: str = "") -> dict[str, str]:
-    """One thread for each process, and a mark by which all of a job are found."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    name, _, value = tag.partition("=")
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | ({name: value} if tag else {})
 
 
 def moment(mark: Path, job: Job) -> tuple[float, int]:

@@ -3,11 +3,11 @@
 import contextlib
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import runs
+from disks import small_disk
 
 from splitnet.errors import UsageError
 from splitnet.measure.records import (
@@ -296,16 +296,8 @@ def test_a_cut_without_records_or_of_newer_ones(folder):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)  # a test that failed may have left a file open
+    with small_disk(tmp_path / "disk", "1m") as place:
+        yield place
 
 
 def filled(disk):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from hosts import two_hosts
-from rank_jobs import START_UP, TORCHRUN, WORKER, Job, environment, run_worker
+from jobs import environment
+from rank_jobs import START_UP, TORCHRUN, WORKER, Job, run_worker
 
 from splitnet.parallel import guardian
 from splitnet.parallel.beats import Beat, Process, Verdict, blame_who_hangs
@@ -142,7 +143,7 @@ def test_a_cut_cable_ends_both_hosts(tmp_path):
         for number, host in enumerate((a, b)):
             where = f"--nnodes 2 --nproc-per-node 1 --node-rank {number} --master-addr {a.address} --master-port 29500"
             words = [*TORCHRUN, *where.split(), WORKER, TIMEOUT, 10**6]
-            variables = environment() | {"GLOO_SOCKET_IFNAME": host.interface}
+            variables = environment(GLOO_SOCKET_IFNAME=host.interface)
             with (tmp_path / host.name).open("wb") as out:
                 runs.append(host.popen(words, env=variables, stdout=out, stderr=subprocess.PIPE, text=True))
         deadline = time.monotonic() + START_UP

@@ -6,11 +6,11 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 
 import damage
 import pytest
 import torch
+from disks import small_disk
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from whole_runs import (
@@ -528,18 +528,9 @@ def test_going_on_where_the_records_cannot_be_cut_is_one_line(tmp_path, monkeypa
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 16 MB."""
-    if os.geteuid():
-        pytest.skip("mounts a small file system, which takes root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "16m") as place:
+        yield place
 
 
 def fill(path, leave=0):
@@ -570,7 +561,7 @@ MANY = ("--preset", "lenet", "--towers", "1", "--data", "synthetic", "--batch-si
 
 
 @pytest.mark.parametrize("leave", [0, 100_000, 300_000])
-def test_a_full_disk_costs_no_checkpoint_and_no_record(small_disk, tmp_path, monkeypatch, leave):
+def test_a_full_disk_costs_no_checkpoint_and_no_record(disk, tmp_path, monkeypatch, leave):
     """Filled after two steps; room comes back before the last of them."""
     before = made(tmp_path / "straight", *MANY, "--save-every", "10")
     held, append = [], RunFolder.append
@@ -580,10 +571,10 @@ def test_a_full_disk_costs_no_checkpoint_and_no_record(small_disk, tmp_path, mon
         held.append(folder.held)
 
     monkeypatch.setattr(RunFolder, "append", noted)
-    monkeypatch.setattr(learning, "train", filled(small_disk / "ballast", leave, full=12, room=68))
-    said = command(*MANY, "--save-every", "10", "--out", small_disk / "runs", *QUIET)
+    monkeypatch.setattr(learning, "train", filled(disk / "ballast", leave, full=12, room=68))
+    said = command(*MANY, "--save-every", "10", "--out", disk / "runs", *QUIET)
     assert (said.code, said.err) == (0, "")
-    folder = folder_of(small_disk / "runs")
+    folder = folder_of(disk / "runs")
     assert [line for line in said.out.splitlines() if "No checkpoint" in line] == [
         f"No checkpoint of step {step} (No space left on device); that of step 10 stands." for step in range(20, 70, 10)
     ]
@@ -592,12 +583,12 @@ def test_a_full_disk_costs_no_checkpoint_and_no_record(small_disk, tmp_path, mon
     check_same(folder, before)
 
 
-def test_a_disk_that_stays_full_is_one_line_and_what_was_saved_stands(small_disk, tmp_path):
+def test_a_disk_that_stays_full_is_one_line_and_what_was_saved_stands(disk, tmp_path):
     before = made(tmp_path / "straight", *MANY, "--save-every", "10")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "train", filled(small_disk / "ballast", leave=0, full=12))
-        said = command(*MANY, "--save-every", "10", "--out", small_disk / "runs", *QUIET)
-    folder = folder_of(small_disk / "runs")
+        patch.setattr(learning, "train", filled(disk / "ballast", leave=0, full=12))
+        said = command(*MANY, "--save-every", "10", "--out", disk / "runs", *QUIET)
+    folder = folder_of(disk / "runs")
     assert said.code == 1
     assert said.line == f"{folder}: No space left on device"
     assert Checkpoints(folder).steps() == [10]
@@ -609,7 +600,7 @@ def test_a_disk_that_stays_full_is_one_line_and_what_was_saved_stands(small_disk
     assert (again.code, again.out) == (2, "")
     assert again.line == f"--resume {folder}: cannot write there (No space left on device)"
     assert same()
-    (small_disk / "ballast").unlink()
+    (disk / "ballast").unlink()
     goes_on(folder)
     check_same(folder, before)
 

@@ -13,6 +13,7 @@ from functools import partial
 import damage
 import pytest
 import torch
+from disks import small_disk
 from layouts import relative, small
 from save_forever import at, check, kill_while_saving
 
@@ -401,16 +402,8 @@ def test_what_could_not_be_read_is_not_written(settings, tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)  # a test that failed may have left a file open
+    with small_disk(tmp_path / "disk", "1m") as place:
+        yield place
 
 
 def test_a_full_disk_leaves_the_older_ones(disk):

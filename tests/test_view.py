@@ -33,6 +33,11 @@ def contents(folder):
     return {p.relative_to(folder): (p.is_file() and p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*")}
 
 
+def heeding_ctrl_c():
+    """As in a terminal: a shell has what it starts in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class View:
     """The command, started; `url` is what it printed."""
 
@@ -47,6 +52,7 @@ class View:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heeding_ctrl_c,
         )
         self.lines = []
         for line in self.process.stdout:

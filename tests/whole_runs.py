@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import random
 import shutil
 import signal
@@ -119,7 +118,7 @@ class Process:
 
     def __init__(self, *words: object, script: Path = SMALL_RUN) -> None:
         argv = [sys.executable, str(script), *map(str, words)]
-        env = environment(PYTHONPATH=os.pathsep.join([str(SMALL_RUN.parent), str(SMALL_RUN.parents[1])]))
+        env = environment()
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
     def __enter__(self) -> "Process":

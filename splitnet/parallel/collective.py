@@ -7,7 +7,6 @@
 Each process hosts one tower. Its ledger has what this tower sent; the sum over the group is the table's.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -61,8 +60,6 @@ class CollectiveExchange:
         self.via_host = via_host and device.type != "cpu"
         self.tower, self.towers = group.rank(), group.size()
         self.ledger = Ledger()
-        self.collectives: Counter[str] = Counter()
-        """How many of each kind were made for activations and gradients."""
 
     def replicate(self, images: Tensor) -> list[Tensor]:
         """The images for the tower hosted here; every process has read them for itself."""
@@ -141,8 +138,7 @@ class CollectiveExchange:
 
     @contextmanager
     def _collective(self, kind: str, row: str, phase: Phase) -> Iterator[None]:
-        """Counted, named in the trace, and its failure named. In the forward pass the network has opened the span."""
-        self.collectives[kind] += 1
+        """Named in the trace, and its failure named. In the forward pass the network has opened the span."""
         with carried(f"{kind} of {row}", self.notice):
             if phase == "forward":
                 yield

@@ -12,9 +12,7 @@ from splitnet.network.towers import SplitNet
 from splitnet.parallel.audit import UnknownCopyError
 from splitnet.parallel.exchange import Ledger
 from splitnet.parallel.ranks import Ranks
-from splitnet.parallel.replicas import GRADIENTS
-
-ROW = GRADIENTS
+from splitnet.parallel.replicas import GRADIENTS, summed_bytes
 
 
 def replicated(net: SplitNet, ranks: Ranks | None, ledger: Ledger | None = None) -> nn.Module:
@@ -33,14 +31,9 @@ def replicated(net: SplitNet, ranks: Ranks | None, ledger: Ledger | None = None)
 
 def check(parameters: int, replicas: int, steps: int, measured: int) -> None:
     """UnknownCopyError unless the all-reduces of `steps` steps carried `measured` bytes in all, of float32."""
-    expected = derived(parameters, replicas) * steps
+    expected = summed_bytes(parameters, replicas) * steps
     if measured != expected:
         raise UnknownCopyError(f"gradients: {measured:,} bytes were exchanged, {expected:,} are derived")
-
-
-def derived(parameters: int, replicas: int) -> int:
-    """Bytes that all replicas together send to sum their gradients, of float32, once."""
-    return 2 * (replicas - 1) * parameters * 4
 
 
 class _Summed:
@@ -55,10 +48,10 @@ class _Summed:
         buffer, ranks = bucket.buffer(), state.ranks
         if ranks.notice is not None:
             ranks.notice("all_reduce of gradients")
-        size = 2 * (ranks.replicas - 1) * buffer.numel() * buffer.element_size()
+        size = summed_bytes(buffer.numel(), ranks.replicas, buffer.element_size())
         sent = size // ranks.replicas + (ranks.replica < size % ranks.replicas)
         following = (ranks.replica + 1) % ranks.replicas
-        state.ledger.record(Transfer(ROW, "backward", ranks.replica, following, sent))
+        state.ledger.record(Transfer(GRADIENTS, "backward", ranks.replica, following, sent))
         work: Any = dist.all_reduce(buffer, group=ranks.replica_group, async_op=True)
         summed: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
         return summed

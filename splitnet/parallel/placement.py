@@ -16,7 +16,7 @@ from splitnet.network.towers import Exchange, SplitNet, Tower
 from splitnet.parallel import fake
 from splitnet.parallel.collective import CollectiveExchange
 from splitnet.parallel.exchange import Link, LocalExchange, UndividedExchange
-from splitnet.parallel.ranks import Ranks, of_job
+from splitnet.parallel.ranks import Ranks, check_divides, of_job
 
 Device = str | torch.device
 
@@ -126,6 +126,15 @@ def _check_computes(device: torch.device) -> None:
         torch.ones(1, device=device).add(1).item()
     except Exception as error:  # each backend has its own way of not being there
         raise UsageError(f"--devices {device}: does not compute on this machine") from error
+
+
+def check_processes(architecture: Architecture, devices: str | None) -> None:
+    """UsageError for what the processes of a job cannot do."""
+    check_divides(architecture.towers)
+    if architecture.norm.across_towers and architecture.towers > 1:
+        raise UsageError(f"--preset {architecture.name}: its norms read both towers, so it takes one process")
+    if devices is not None:
+        raise UsageError(f"--devices {devices}: under torchrun each process has its own device; leave it out")
 
 
 def describe(placement: Placement) -> list[dict[str, Any]]:

@@ -65,14 +65,16 @@ def job_store(timeout: float = 60) -> Store:
     return PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", _connected(timeout))
 
 
-def say_done(what: str) -> None:
-    """Let those go on who wait for it."""
-    _own_connection().set(f"done/{what}", "")
+def wait_for_first(what: str) -> None:
+    """Rank 0 says that this is done; the others wait until it has, however long it takes.
 
-
-def wait_until_done(what: str) -> None:
-    """Until somebody has said so, however long it takes: a watch ends the process if that one is lost."""
-    _own_connection().wait([f"done/{what}"], timedelta(days=1))
+    For what may take longer than a collective is waited for. A watch ends those who wait if rank 0 is lost.
+    """
+    store = _own_connection()
+    if rank() == 0:
+        store.set(f"done/{what}", "")
+    else:
+        store.wait([f"done/{what}"], timedelta(days=1))
 
 
 @cache

@@ -26,6 +26,11 @@ BUCKET = 25 * 2**20
 """Bytes up to which gradients are collected to be sent together: few copies, and little room beside the gradients."""
 
 
+def summed_bytes(parameters: int, replicas: int, itemsize: int = 4) -> int:
+    """Bytes that all replicas together send to sum their gradients once: R - 1 pieces each way for every gradient."""
+    return 2 * (replicas - 1) * parameters * itemsize
+
+
 class Replicas(nn.Module):
     """Copies of one network, each whole on a device of its own; `nets` hold the same weights."""
 
@@ -47,7 +52,7 @@ class Replicas(nn.Module):
     def bytes_exchanged(self) -> int:
         """What one step sends in all: R - 1 pieces of every gradient are summed, and R - 1 copies of the sum made."""
         itemsize = next(self.parameters()).element_size()
-        return 2 * (len(self.nets) - 1) * self.architecture.parameters * itemsize
+        return summed_bytes(self.architecture.parameters, len(self.nets), itemsize)
 
     def divide(self, images: int) -> Iterator[tuple[SplitNet, slice]]:
         """Each replica and its share of a global batch; who gets no image is left out.

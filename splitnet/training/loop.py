@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from splitnet import spans
+from splitnet.errors import UsageError
 from splitnet.network.towers import SplitNet
 from splitnet.parallel.ranks import Ranks
 from splitnet.training.data import Batch, Split, order, to_network
@@ -172,11 +173,14 @@ def _schedule(
     step, epoch, first = start.step, start.epoch, start.batch
     while (epochs is None or epoch < epochs) and (steps is None or step < steps):
         found = shared_batches(split, batch_size, order(len(split), seed, epoch), first, ranks)
+        before = step
         for batch, ends in _with_last(found):
             if steps is not None and step >= steps:
                 return
             yield Position(step, epoch, batch.number), batch, ends
             step += 1
+        if step == before and not first:
+            raise UsageError(f"epoch {epoch}: none of the {len(split):,} training images can be read any more")
         epoch, first = epoch + 1, 0
 
 

@@ -50,8 +50,7 @@ def shared_batches(
         return
     for first in range(start * batch_size, len(order), batch_size):
         indices = order[first : first + batch_size]
-        each = -(-len(indices) // ranks.replicas)
-        batch = split.read(indices[ranks.replica * each : (ranks.replica + 1) * each])
+        batch = split.read(indices[_part(len(indices), ranks)])
         counts = _counts(batch, ranks)
         if any(counts):
             yield _padded(
@@ -60,13 +59,18 @@ def shared_batches(
             )
 
 
+def _part(count: int, ranks: Ranks) -> slice:
+    """Which of that many images are a replica's."""
+    each = -(-count // ranks.replicas)
+    return slice(ranks.replica * each, (ranks.replica + 1) * each)
+
+
 def share_of(batch: Batch, ranks: Ranks) -> Batch:
     """What a replica takes of a global batch that every process has read."""
     total = len(batch.labels)
-    each = -(-total // ranks.replicas)
-    part = slice(ranks.replica * each, (ranks.replica + 1) * each)
+    part = _part(total, ranks)
     own = replace(batch, images=batch.images[part], labels=batch.labels[part], indices=batch.indices[part])
-    return _padded(replace(own, first=min(part.start, total), total=total), each)
+    return _padded(replace(own, first=min(part.start, total), total=total), part.stop - part.start)
 
 
 def _counts(batch: Batch, ranks: Ranks) -> list[int]:
