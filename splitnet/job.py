@@ -133,12 +133,12 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
     if placement is None:
         party.join(options.towers, gpus)
         placement = place(architecture, ranks=party.ranks)
-    _check_link(options, placement)
+    check_link(options, placement)
     fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
     return Job(options, dataset, architecture, placement, state, checkpoint)
 
 
-def _check_link(options: RunOptions, placement: Placement) -> None:
+def check_link(options: RunOptions, placement: Placement) -> None:
     """UsageError where something would go over a link that is to be avoided."""
     ranks = placement.ranks
     if options.link == "host" and ranks is not None and ranks.replicas > 1 and ranks.device.type != "cpu":

@@ -1,6 +1,7 @@
 """`splitnet.run` on networks an eighth as wide, on images of 96 pixels: for tests of whole runs.
 
-SLOW=8 in the environment: what the first process measures alone takes so many seconds longer to begin.
+SLOW=8 in the environment: what the first process measures alone takes so many seconds longer to begin;
+SLOW_PAGES=40: so do pages.
 """
 
 import os
@@ -9,7 +10,7 @@ import time
 
 from layouts import small
 
-from splitnet import comparison, job, run
+from splitnet import comparison, job, reporting, run
 from splitnet.options import guarded
 
 
@@ -26,8 +27,18 @@ def slowly(warm_up):
     return slow
 
 
+def late(write_pages):
+    def slow(folder):
+        time.sleep(float(os.environ["SLOW_PAGES"]))
+        return write_pages(folder)
+
+    return slow
+
+
 if __name__ == "__main__":
     job.preset = scaled
     if "SLOW" in os.environ:
         comparison.Contender._warm_up = slowly(comparison.Contender._warm_up)
+    if "SLOW_PAGES" in os.environ:
+        reporting.pages.write_pages = late(reporting.pages.write_pages)
     guarded(lambda: run.main(sys.argv[1:]))

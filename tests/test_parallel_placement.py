@@ -101,3 +101,15 @@ def test_a_forgotten_copy_is_reported_with_the_layers_name():
     net.exchange.all_gather = lambda xs, row: [net.exchange.gather(xs, row)] * 2
     with pytest.raises(RuntimeError, match=r"(?s)same device.*towers\.1\.conv3"):
         net(torch.zeros(2, 1, 96, 96))
+
+
+def test_build_beside_somebody_elses_process_group_is_refused(monkeypatch):
+    """Torch would say that a default group is initialised twice."""
+    from splitnet.parallel import ranks
+
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
+    with pytest.raises(UsageError, match="a process group is there already"):
+        build("fashion")
+    assert build(small("fashion"), devices=["cpu"]).hosted  # named devices are this process's own

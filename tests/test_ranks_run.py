@@ -1,6 +1,7 @@
 """`torchrun … -m splitnet.run`: whole runs in several processes, on small networks."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import pytest
 from jobs import SMALL_RUN, Ended, alone, environment, ranks_of, torchrun, words
 from layouts import small
+from PIL import Image
 from safetensors.torch import save_file
 
 import splitnet
@@ -248,3 +250,36 @@ def test_weights_of_a_job_that_torchrun_restarts(tmp_path):
     ended = end_of(job)
     assert ended.code == 0, ended.err
     assert len(losses(folder_of(out))) == 30
+
+
+def test_broken_images_are_those_of_one_process(tmp_path):
+    """A replica that lost images shifts the places of those behind, by which units are dropped."""
+    chance = random.Random(3)
+    for part, count in (("train", 14), ("val", 4)):
+        for label in ("a", "b"):
+            folder = tmp_path / "images" / part / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = bytes(chance.randrange(256) for _ in range(3 * 24 * 24))
+                Image.frombytes("RGB", (24, 24), pixels).save(folder / f"{number}.png")
+                if part == "train" and number % 5 == (label == "b"):
+                    (folder / f"{number}.png").write_bytes(b"broken")
+    options = ("--towers", "1", "--data", "imagefolder", "--data-dir", tmp_path / "images", "--batch-size", "9")
+    options += ("--epochs", "2", "--optimizer", "sgd", "--no-compare", "--no-profile", "--timeout", "30")
+    ended = torchrun(3, SMALL_RUN, *options, "--out", tmp_path / "job")
+    assert ended.code == 0, ended.err
+    single = alone(SMALL_RUN, *options, "--devices", "cpu", "--out", tmp_path / "one")
+    assert single.code == 0, single.err
+    job, one = folder_of(tmp_path / "job"), folder_of(tmp_path / "one")
+    assert losses(job) == pytest.approx(losses(one), abs=1e-5)
+    assert len(read_run(one)["skipped"]) == 6
+    assert read_run(job)["skipped"] == read_run(one)["skipped"]
+
+
+@pytest.mark.soak
+def test_pages_that_take_longer_than_torchrun_waits_are_written(tmp_path):
+    """When a job has failed, it kills after half a minute whoever is still there."""
+    options = ("--towers", "2", "--steps", "50", "--lr", "1e30", "--no-compare", "--no-profile")
+    ended = run(2, tmp_path, *options, SLOW_PAGES="40")
+    assert len(ended.errors) == 1
+    assert (folder_of(tmp_path) / "report.md").exists()

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import damage
 import pytest
@@ -29,12 +30,16 @@ from whole_runs import (
     unchanged,
 )
 
-from splitnet import learning, resuming, run
+from splitnet import job, learning, resuming, run
+from splitnet.errors import UsageError
+from splitnet.job import RunOptions
 from splitnet.measure.profiler import Profile
 from splitnet.measure.records import RunFolder, read_compare, read_run
 from splitnet.measure.summary import summarise
 from splitnet.measure.timeline import Timeline, read
+from splitnet.network.towers import SplitNet
 from splitnet.parallel import fake
+from splitnet.parallel.placement import Placement
 from splitnet.training import checkpoint, checkpoint_files
 from splitnet.training.checkpoint import Checkpoints
 
@@ -706,3 +711,34 @@ def test_where_it_was_and_where_checkpoints_go_is_told(tmp_path):
     said = command("--resume", folder, "--steps", "3", "--devices", "cpu")
     assert "it was on fake:1" in said.out
     assert f"Every 2 steps a checkpoint in {folder / 'checkpoints'}" in said.out
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    """Reading would refuse them, and the good one before them would be gone."""
+    whole = SplitNet.whole_state_dict
+    counts = iter(range(100))
+
+    def overflown(self):
+        state = whole(self)
+        if next(counts):  # the first checkpoint is good
+            state["conv1.weight"][0] = torch.inf
+        return state
+
+    monkeypatch.setattr(SplitNet, "whole_state_dict", overflown)
+    said = command("--out", tmp_path, *LENET, "--steps", "3", "--save-every", "1", *QUIET)
+    assert (said.code, said.err) == (0, "")
+    assert "No checkpoint of step 2 (weights that are not finite); that of step 1 stands" in " ".join(said.out.split())
+    assert Checkpoints(folder_of(tmp_path)).last().step == 1
+
+
+@pytest.mark.parametrize(("device", "replicas", "refused"), [("cuda", 2, True), ("cuda", 1, False), ("cpu", 2, False)])
+def test_what_replicas_sum_by_nccl_takes_no_detour(device, replicas, refused):
+    """Nobody could try it here: the refusal is of a stand-in for processes on GPUs."""
+    ranks = SimpleNamespace(device=torch.device(device), replicas=replicas)
+    placement = Placement((torch.device(device),), "", ranks)
+    if refused:
+        with pytest.raises(UsageError, match="--link host: gradients of 2 replicas"):
+            job.check_link(RunOptions(link="host"), placement)
+    else:
+        job.check_link(RunOptions(link="host"), placement)
+    job.check_link(RunOptions(), placement)

@@ -8,12 +8,13 @@ import torch
 from layouts import relative, small
 from PIL import Image
 
+from splitnet.errors import UsageError
 from splitnet.network.layers import Moment
 from splitnet.parallel import fake
 from splitnet.parallel.placement import build
-from splitnet.training.data import HeldSplit, load, order
+from splitnet.training.data import Batch, HeldSplit, load, order
 from splitnet.training.folder import FolderSplit
-from splitnet.training.loop import DivergedError, evaluate, network_images, train, training_step
+from splitnet.training.loop import DivergedError, Position, evaluate, network_images, train, training_step
 from splitnet.training.optimizer import make_optimizer
 
 FASHION = small("fashion")
@@ -370,3 +371,28 @@ def test_a_step_leaves_no_gradient_of_the_one_before():
     first = [p.grad for p in net.parameters()]
     training_step(net, optimizer, batch)
     assert all(now is not before for now, before in zip([p.grad for p in net.parameters()], first, strict=True))
+
+
+class Unreadable:
+    """Images of which none can be read any more."""
+
+    def __len__(self):
+        return 6
+
+    def read(self, indices):
+        return Batch(torch.empty(0, 1, 28, 28, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), indices[:0])
+
+
+def test_a_training_on_nothing_ends():
+    """And does not look for an image in one epoch after another."""
+    net, optimizer = lenet()
+    with pytest.raises(UsageError, match="epoch 0: none of the 6 training images can be read"):
+        list(train(net, Unreadable(), optimizer, batch_size=4, seed=0, steps=3))
+
+
+def test_a_training_that_goes_on_at_the_end_of_an_epoch_goes_on_with_the_next():
+    """Behind its last slice the resumed epoch has nothing to read, which is no fault."""
+    net, optimizer = lenet()
+    split = images(net.architecture, 8).train
+    records = list(train(net, split, optimizer, batch_size=4, seed=0, steps=3, start=Position(2, 0, 2)))
+    assert [(r.step, r.epoch) for r in records] == [(2, 1)]
