@@ -187,3 +187,111 @@ def test_a_copy_waits_for_the_host_that_reads() -> None:
     assert clocks.transfer(-1, 1, 1000) == (2.0, 3.0)
     clocks.synchronize()
     assert _sums(1) == (0.0, 0.0, 1.0, 2.0)
+
+
+class Beside:
+    """A copy asked of streams beside the main ones of both devices."""
+
+    def __init__(self, x: torch.Tensor, target: str) -> None:
+        module = torch.get_device_module(x.device)
+        self.module, here, there = module, module.Stream(x.device), module.Stream(target)
+        here.wait_stream(module.current_stream(x.device))
+        with module.stream(here), module.stream(there):
+            self.copied = x.to(target, non_blocking=True)
+        x.record_stream(here)
+        self.target, self.event = target, there.record_event()
+
+    def arrived(self) -> torch.Tensor:
+        self.module.current_stream(self.target).wait_event(self.event)
+        return self.copied
+
+
+def _spent(device: str) -> clocks.Spent:
+    torch.get_device_module(device).synchronize()
+    return clocks.sums()[torch.device(device).index]
+
+
+def _computes(device: str, seconds: float) -> None:
+    clocks.compute(torch.device(device).index, seconds)
+
+
+def test_a_copy_beside_the_main_stream_is_hidden_by_work():
+    x = torch.ones(250, device=ONE)
+    _at_zero()
+    copy = Beside(x, TWO)  # 1000 bytes: from 0 to 1.5
+    _computes(ONE, 1.0)
+    _computes(TWO, 2.0)
+    assert fake.clock(TWO) == 2.0
+    copy.arrived()
+    _computes(TWO, 1.0)
+    assert fake.clock(TWO) == 3.0
+    assert _spent(TWO) == clocks.Spent(busy=3.0)
+    assert _spent(ONE) == clocks.Spent(busy=1.0, exposed=0.5, idle=1.5)
+
+
+def test_what_work_does_not_hide_is_exposed():
+    x = torch.ones(250, device=ONE)
+    _at_zero()
+    copy = Beside(x, TWO)
+    _computes(TWO, 1.0)
+    copy.arrived()
+    _computes(TWO, 1.0)
+    assert fake.clock(TWO) == 2.5
+    assert _spent(TWO) == clocks.Spent(busy=2.0, exposed=0.5)
+
+
+def test_copies_of_one_stream_come_one_after_the_other_and_wait_for_what_it_waits_for():
+    x = torch.ones(250, device=ONE)
+    _at_zero()
+    _computes(ONE, 1.0)
+    first, second = Beside(x, TWO), Beside(x, TWO)  # the link has one copy at a time: 1.0 to 2.5, 2.5 to 4.0
+    assert [first.event.seconds, second.event.seconds] == [2.5, 4.0]
+    first.arrived()
+    _computes(TWO, 1.0)
+    assert clocks.ready(1) == 3.5
+    assert fake.clock(TWO) == 4.0  # all that was asked of the device
+
+
+def test_what_has_not_arrived_may_not_be_used():
+    x = torch.ones(250, device=ONE)
+    _at_zero()
+    copy = Beside(x, TWO)
+    _computes(TWO, 10.0)  # on a GPU it would be luck that it is there by now
+    with pytest.raises(RuntimeError, match=r"mul on fake:1 uses a tensor that another stream is still copying"):
+        copy.copied * 2
+    copy.copied.view(-1)  # nothing is read
+    with pytest.raises(RuntimeError, match="still copying"):
+        copy.copied[:3].sum()
+    assert torch.equal((copy.arrived() * 2).cpu(), torch.full((250,), 2.0))
+    other = Beside(x, TWO)
+    torch.get_device_module(TWO).synchronize()
+    other.copied * 2
+
+
+def test_a_stream_that_was_used_is_left_again_after_an_error():
+    module = torch.get_device_module(ONE)
+    side = module.Stream(ONE)
+    with pytest.raises(ZeroDivisionError), module.stream(side):
+        _ = 1 // (module.current_stream(ONE)._queue is not side._queue)
+    assert module.current_stream(ONE)._queue is None
+    assert module.default_stream(ONE).ready == fake.clock(ONE)
+    with module.stream(None):
+        pass
+
+
+def test_work_in_a_side_stream_takes_the_device():
+    x = torch.ones(4, device=ONE)
+    _at_zero()
+    module = torch.get_device_module(ONE)
+    side = module.Stream(ONE)
+    with module.stream(side):
+        _computes(ONE, 1.0)
+    _computes(ONE, 1.0)
+    assert fake.clock(ONE) == 2.0
+    event = module.Event()
+    event.wait()  # never recorded: nothing to wait for
+    side.record_event(event)
+    event.wait(module.current_stream(TWO))
+    side.synchronize()
+    assert event.seconds == 1.0
+    x + x

@@ -3,7 +3,8 @@
 An operation moves its device's clock by the time that it took here, divided by the device's speed. A copy
 starts when both of its devices have done what was asked of them before, its data is there and the link is
 free in that direction; it takes the link's latency and bytes over bandwidth. Both directions of a link run
-at once, and each device's next operation waits for all copies to and from it.
+at once, and each device's next operation waits for all copies to and from it, but for those that a stream beside
+the main one was asked for (`Stream`): what waits for that stream waits for them.
 
 Every device has links to every other one and to the host, all alike. The host itself takes no time, but it
 waits: nothing starts on any device before a copy to the host that was asked for earlier is done.
@@ -11,6 +12,7 @@ waits: nothing starts on any device before a copy to the host that was asked for
 Each clock also adds up what its time was spent on (`Spent`): work, copies, or nothing.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from splitnet.parallel.fake.devices import HOST, Place
@@ -37,6 +39,15 @@ class Spent:
     idle: float = 0.0
 
 
+@dataclass(slots=True, eq=False)
+class Stream:
+    """A queue of one device beside its main one: copies in it run while the main one computes."""
+
+    index: int
+    done: float = 0.0
+    """When all that was asked of it is done."""
+
+
 link = Link()
 speed: list[float] = []
 _computed: list[float] = []  # when the operations so far are done
@@ -44,7 +55,9 @@ _copied: list[float] = []  # when the copies so far are done
 _busy: dict[tuple[Place, Place], float] = {}  # (source, target): when that direction of the link is free
 _host = 0.0  # when the copies to the host so far are done
 _spent: list[Spent] = []
-_since: list[tuple[list[Interval], list[Interval]]] = []  # copies since the last operation: devices', the host's
+_since: list[tuple[list[Interval], list[Interval]]] = []  # copies not yet in the past: devices', the host's
+_current: list[Stream | None] = []  # the stream that copies are asked of; None: the main one
+_aside: list[float] = []  # when the copies of all other streams are done
 
 
 def grow(devices: int) -> None:
@@ -55,19 +68,53 @@ def grow(devices: int) -> None:
         _copied.append(0.0)
         _spent.append(Spent())
         _since.append(([], []))
+        _current.append(None)
+        _aside.append(0.0)
 
 
 def now(index: int) -> float:
     """When device `index` has done everything asked of it."""
-    return max(_computed[index], _copied[index])
+    return max(_computed[index], _copied[index], _aside[index])
+
+
+def ready(index: int, stream: Stream | None = None) -> float:
+    """When a stream of device `index`, its main one without `stream`, has done everything asked of it."""
+    return max(_computed[index], _copied[index]) if stream is None else stream.done
+
+
+def waited(index: int) -> float:
+    """Up to when the stream of device `index` that is asked now has waited for copies to and from it."""
+    stream = _current[index]
+    return _copied[index] if stream is None else stream.done
+
+
+def current(index: int) -> Stream | None:
+    """The stream of device `index` that is asked for copies; None: the main one."""
+    return _current[index]
+
+
+def use(index: int, stream: Stream | None) -> None:
+    """Ask this stream from now on."""
+    _current[index] = stream
+
+
+def wait(index: int, stream: Stream | None, until: float) -> None:
+    """Let a stream's next operation start no earlier than `until`."""
+    if stream is None:
+        _copied[index] = max(_copied[index], until)
+    else:
+        stream.done = max(stream.done, until)
 
 
 def compute(index: int, seconds: float) -> Interval:
     """An operation on device `index` that took `seconds` here; when it starts and ends."""
-    start, needed = now(index), seconds / speed[index]
+    stream, needed = _current[index], seconds / speed[index]
+    start = max(ready(index), 0.0 if stream is None else stream.done)  # a device computes one thing at a time
     _wait(index, start)
     _spent[index].busy += needed
     _computed[index] = start + needed
+    if stream is not None:
+        stream.done = _computed[index]
     return start, _computed[index]
 
 
@@ -78,15 +125,17 @@ def transfer(source: Place, target: Place, nbytes: int, *, ready: float = 0.0, s
     """
     global _host
     ends = [index for index in (source, target) if index != HOST]
-    start = max(ready, _host, _busy.get((source, target), 0.0), *(_computed[index] for index in ends))
+    asked = [_computed[index] if (stream := _current[index]) is None else stream.done for index in ends]
+    start = max(ready, _host, _busy.get((source, target), 0.0), *asked)
     done = start + (link.latency + nbytes / link.bytes_per_second) * slower
     _busy[source, target] = done
     for index in ends:
         _since[index][len(ends) == 1].append((start, done))
+        _aside[index] = max(_aside[index], done)
     if target == HOST:
         _host = max(_host, done)
     for index in range(len(_copied)) if target == HOST else ends:
-        _copied[index] = max(_copied[index], done)
+        wait(index, None if target == HOST else _current[index], done)
     return start, done
 
 
@@ -95,6 +144,7 @@ def synchronize(index: int | None = None) -> None:
     latest = max(map(now, range(len(speed))), default=0.0) if index is None else now(index)
     for other in range(len(speed)):
         _wait(other, max(now(other), latest))
+        _copied[other] = _computed[other]
 
 
 def sums() -> list[Spent]:
@@ -105,21 +155,22 @@ def sums() -> list[Spent]:
 def _wait(index: int, until: float) -> None:
     """Device `index` does nothing but its copies up to `until`, when all of them are done."""
     between, host = _since[index]
-    copying, both = _covered(between), _covered(between + host)
+    since = _computed[index]
+    copying, both = _covered(between, since, until), _covered([*between, *host], since, until)
     spent = _spent[index]
     spent.exposed += copying
     spent.input += both - copying
-    spent.idle += until - _computed[index] - both
+    spent.idle += until - since - both
     _computed[index] = until
-    between.clear()
-    host.clear()
+    for copies in (between, host):
+        copies[:] = [copy for copy in copies if copy[1] > until]
 
 
-def _covered(intervals: list[Interval]) -> float:
-    """Seconds in at least one of the intervals."""
-    total, end = 0.0, 0.0
+def _covered(intervals: Iterable[Interval], since: float, until: float) -> float:
+    """Seconds from `since` to `until` that are in at least one of the intervals."""
+    total, end = 0.0, since
     for start, stop in sorted(intervals):
-        total += max(0.0, stop - max(start, end))
+        total += max(0.0, min(stop, until) - max(start, end))
         end = max(end, stop)
     return total
 
@@ -133,3 +184,4 @@ def reset() -> None:
     for index in range(len(speed)):
         speed[index], _computed[index], _copied[index] = 1.0, 0.0, 0.0
         _spent[index], _since[index] = Spent(), ([], [])
+        _current[index], _aside[index] = None, 0.0

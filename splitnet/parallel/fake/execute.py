@@ -25,6 +25,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if hosts and fakes:
         _check_hosts(operator, args, kwargs, fakes[0])
     target = _place(operator, plain_kwargs, index)
+    if operator.launches and index != HOST and clocks.now(index) > clocks.waited(index):
+        _check_arrived(operator, fakes)
 
     start = time.perf_counter()
     result = operator.run(*plain_args, **plain_kwargs)
@@ -77,6 +79,16 @@ def _check_hosts(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, An
                     transfer.count(HOST, fake._index, host.nbytes)
             elif host.dim() > 0 or not operator.takes_scalars:
                 mixing.refuse(operator, (fake.device, host.device))
+
+
+def _check_arrived(operator: Operator, fakes: list[FakeTensor]) -> None:
+    """Refuse what another stream is still bringing, which on a GPU would be read half arrived."""
+    for fake in fakes:
+        if memory.account(fake._data.untyped_storage(), fake._index).ready > clocks.waited(fake._index):
+            raise RuntimeError(
+                f"{operator.name} on {fake.device} uses a tensor that another stream is still copying: let the current"
+                " stream wait for it first (wait_event, wait_stream)"
+            )
 
 
 def _host_tensors(value: Any) -> list[Tensor]:

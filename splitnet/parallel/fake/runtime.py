@@ -112,15 +112,69 @@ def set_rng_state(state: Tensor, device: Device = None) -> None:
 
 
 class Stream:
-    """The one queue of a fake device, to record events on. Operations are done when their calls return."""
+    """A queue of a fake device. Copies in one that is not the main one run beside the device's work.
 
-    def __init__(self, device: Device = None) -> None:
-        self.device = devices.fake(devices.required(device))
+    Values are there when a call returns; what is emulated is the time, and the duty to wait: a tensor that a stream
+    is still bringing may not be used by another before that one has waited.
+    """
+
+    def __init__(self, device: Device = None, priority: int = 0) -> None:
+        self._index = devices.required(device)
+        self._queue: clocks.Stream | None = clocks.Stream(self._index)
+
+    @property
+    def device(self) -> torch.device:
+        return devices.fake(self._index)
+
+    @property
+    def ready(self) -> float:
+        """Seconds on the device's clock at which all that was asked of it is done."""
+        return clocks.ready(self._index, self._queue)
+
+    def wait_stream(self, stream: "Stream") -> None:
+        """What is asked of this stream from now on begins when all that was asked of the other is done."""
+        clocks.wait(self._index, self._queue, stream.ready)
+
+    def wait_event(self, event: "Event") -> None:
+        """What is asked of this stream from now on begins after that moment."""
+        clocks.wait(self._index, self._queue, event.seconds)
+
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        """The moment at which all that was asked of this stream is done."""
+        event = Event() if event is None else event
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        """Nothing to wait for: values are there."""
 
 
 def current_stream(device: Device = None) -> Stream:
-    """The stream of `device`: there is one."""
-    return Stream(device)
+    """The stream of `device` that is asked for what is done now."""
+    found = Stream(device)
+    found._queue = clocks.current(found._index)
+    return found
+
+
+def default_stream(device: Device = None) -> Stream:
+    """The main stream of `device`."""
+    found = Stream(device)
+    found._queue = None
+    return found
+
+
+@contextmanager
+def stream(stream: Stream | None) -> Iterator[None]:
+    """Within it, that stream of its device is asked."""
+    if stream is None:
+        yield
+        return
+    before = clocks.current(stream._index)
+    clocks.use(stream._index, stream._queue)
+    try:
+        yield
+    finally:
+        clocks.use(stream._index, before)
 
 
 class Event:
@@ -130,10 +184,18 @@ class Event:
         self._enable_timing = enable_timing
         self._seconds: float | None = None
 
+    @property
+    def seconds(self) -> float:
+        """When it is; 0 before it was recorded, as CUDA does not wait for such an event."""
+        return self._seconds or 0.0
+
     def record(self, stream: "Stream | Device" = None) -> None:
-        """Remember when the stream's device, or a device itself, will have done what was asked of it so far."""
-        where = stream.device if isinstance(stream, Stream) else stream
-        self._seconds = clocks.now(devices.required(where))
+        """Remember when a stream, or all of a device, will have done what was asked of it so far."""
+        self._seconds = stream.ready if isinstance(stream, Stream) else clocks.now(devices.required(stream))
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """As `Stream.wait_event`."""
+        (stream or current_stream()).wait_event(self)
 
     def elapsed_time(self, end: "Event") -> float:
         """Milliseconds from this event to `end`, emulated."""

@@ -151,6 +151,9 @@ class FakeTensor(Tensor):
         """The storage, which can be asked for its place and size but not for its bytes."""
         return FakeStorage(self._data.untyped_storage(), self._index)
 
+    def record_stream(self, stream: Any) -> None:
+        """Does nothing: memory is freed when nobody holds it, and values were there from the beginning."""
+
     def share_memory_(self) -> "FakeTensor":
         """Does nothing, as on a GPU."""
         return self

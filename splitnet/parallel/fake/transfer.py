@@ -51,7 +51,7 @@ def _count(
 ) -> float:
     slower = math.prod(fault.factor for fault in struck if fault.kind == "slow")
     traffic.record(name(source), name(target), nbytes, differentiable=differentiable)
-    free = [0.0 if end == HOST else clocks.now(end) for end in (source, target)]
+    free = [0.0 if end == HOST else clocks.ready(end) for end in (source, target)]
     start, done = clocks.transfer(source, target, nbytes, ready=ready, slower=slower)
     log.transfer(source, target, nbytes, (start, done), (max(start - free[0], 0.0), max(start - free[1], 0.0)))
     return done
