@@ -3,8 +3,10 @@
 Shapes: B images, C channels, S the side of the map. A block's parameters are `weight` and `bias`, as in PyTorch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import FunctionType, MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from splitnet import keyed
 from splitnet.network.architecture import Architecture, Norm, Op, Row
+from splitnet.network.execution import Execution
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +27,36 @@ class Moment:
     """Place in the global batch of the first image given."""
 
 
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """All towers' channels, of which so far only one tower's are here."""
+
+    tower: int
+    """The tower that reads them."""
+    own: Tensor
+    """Its own channels."""
+    rest: Callable[[], Iterable[tuple[int, Tensor]]]
+    """Waits for the others', tower by tower."""
+
+
 class Block(nn.Module):
     """One row: its product, and what follows.
 
     `towers` are the towers whose share it holds: one, or all in order (the whole network on one device).
     """
 
-    def __init__(self, architecture: Architecture, row: Row, towers: Sequence[int]) -> None:
+    def __init__(
+        self, architecture: Architecture, row: Row, towers: Sequence[int], execution: Execution = Execution()
+    ) -> None:
         super().__init__()
-        self.row, self.architecture = row, architecture
+        self.row, self.architecture, self.execution = row, architecture, execution
         self.towers = (0,) if row.layer.home else tuple(towers)
+        ops = in_order(row.layer.after)
+        drops = ops.index("dropout") if "dropout" in ops else len(ops)
+        self.ops, self.ops_from_dropout = ops[:drops], ops[drops:]
+        if execution.compiled:
+            self.compute = compiled(self.compute, row.name)  # type: ignore[method-assign]
+            self.finish = compiled(self.finish, row.name)  # type: ignore[method-assign]
         self.place = architecture.layers.index(row.layer)
         out, *inner = row.weight_shape
         out = out * len(self.towers) // row.holders
@@ -41,30 +64,60 @@ class Block(nn.Module):
         self.weight = nn.Parameter(torch.empty(out, *inner))
         self.bias = nn.Parameter(torch.empty(out))
 
-    def forward(self, x: Tensor, moment: Moment) -> Tensor:
-        x = self.convolve(x) if self.row.layer.kernel else self.multiply(x.flatten(1))
-        for op in self.row.layer.after:
-            x = self.apply_op(op, x, moment)
+    def forward(self, x: Tensor | Arriving, moment: Moment) -> Tensor:
+        x = self.compute(x) if isinstance(x, Tensor) else self.compute_by_parts(x)
+        for op in self.ops_from_dropout:  # never compiled: what is dropped depends on the step
+            x = (self.drop(x, moment) if self.training else x) if op == "dropout" else self.apply_op(op, x)
         return x
 
-    def convolve(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
+        """All but dropout, and what follows it."""
+        return self.finish_eagerly(self.product(x, self.weight, self.bias))
+
+    def compute_by_parts(self, x: Arriving) -> Tensor:
+        """The same: a product for each tower's channels, in the order in which they are here, and their sum."""
+        columns = self.weight.chunk(self.row.towers, dim=1)
+        y = self.product(x.own, columns[x.tower], self.bias)
+        for tower, part in x.rest():
+            y.add_(self.product(part, columns[tower], None))  # no product needs its result for backward
+        return self.finish(y)
+
+    def finish(self, y: Tensor) -> Tensor:
+        """What follows the product, up to dropout."""
+        return self.finish_eagerly(y)
+
+    def finish_eagerly(self, y: Tensor) -> Tensor:
+        for op in self.ops:
+            y = self.apply_op(op, y)
+        return y
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A convolution or matrix product in the execution's precision, of (B, C, S, S) or whatever flattens to it."""
+        dtype = self.execution.activations or weight.dtype
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        if self.row.layer.kernel:
+            return self.convolve(x.to(dtype), weight, bias)
+        return self.multiply(x.flatten(1).to(dtype), weight, bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self.row.layer
         before, behind = layer.padding
         if before != behind:
             x = F.pad(x, (before, behind, before, behind))
             before = 0
-        return F.conv2d(x, self.weight, self.bias, layer.stride, before, groups=self.groups)
+        return F.conv2d(x, weight, bias, layer.stride, before, groups=self.groups)
 
-    def multiply(self, x: Tensor) -> Tensor:
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(B, in) to (B, out); with groups, each tower's units read their own part of the input."""
         if self.groups == 1:
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, weight, bias)
+        assert bias is not None
         x = x.unflatten(1, (self.groups, -1)).transpose(0, 1)  # (G, B, in/G)
-        weight = self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2)  # (G, in/G, out/G)
-        bias = self.bias.unflatten(0, (self.groups, 1, -1))
+        weight = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)  # (G, in/G, out/G)
+        bias = bias.unflatten(0, (self.groups, 1, -1))
         return torch.baddbmm(bias, x, weight).transpose(0, 1).flatten(1)
 
-    def apply_op(self, op: Op, x: Tensor, moment: Moment) -> Tensor:
+    def apply_op(self, op: Op, x: Tensor) -> Tensor:
         pool = self.architecture.pool
         match op:
             case "relu":
@@ -77,8 +130,7 @@ class Block(nn.Module):
                 return spatial_response_norm(x, self.architecture.cnorm)
             case "pool":
                 return F.max_pool2d(x, pool.kernel, pool.stride, ceil_mode=pool.ceil)
-            case "dropout":
-                return self.drop(x, moment) if self.training else x
+        raise AssertionError(f"{op} needs to know the step")
 
     def normalise(self, x: Tensor) -> Tensor:
         """Each tower's channels by themselves, unless the table's norm runs across the towers."""
@@ -101,6 +153,26 @@ class Block(nn.Module):
             for tower in self.towers
         ]
         return torch.cat(masks, dim=1).view(x.shape) if len(masks) > 1 else masks[0].view(x.shape)
+
+
+def in_order(after: Sequence[Op]) -> tuple[Op, ...]:
+    """The same ops, but a relu in front of a pool comes behind it: they commute, and the pooled map is smaller.
+
+    To the bit, backward included: where the largest of a window is positive, it is that of the rectified window too,
+    and elsewhere both give 0 and pass no gradient.
+    """
+    ops = list(after)
+    for i in range(len(ops) - 1):
+        if ops[i : i + 2] == ["relu", "pool"]:
+            ops[i : i + 2] = ["pool", "relu"]
+    return tuple(ops)
+
+
+def compiled(method: Any, row: str) -> Any:
+    """A method compiled by itself: torch.compile counts by code object how often it may, so each row gets its own."""
+    code = method.__func__.__code__.replace(co_name=f"{method.__name__}_{row}")
+    own = FunctionType(code, method.__func__.__globals__, code.co_name, None, method.__func__.__closure__)
+    return torch.compile(MethodType(own, method.__self__), dynamic=False)
 
 
 def kept_units(images: Tensor, units: Tensor, key: int, chance: float) -> Tensor:

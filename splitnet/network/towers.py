@@ -9,7 +9,8 @@ from torch.profiler import record_function
 
 from splitnet import spans
 from splitnet.network.architecture import Architecture, Phase, Transfer
-from splitnet.network.layers import Block, Moment
+from splitnet.network.execution import Execution
+from splitnet.network.layers import Arriving, Block, Moment
 from splitnet.network.weights import chunk, fill, join
 
 
@@ -30,8 +31,9 @@ class Exchange(Protocol):
     | all_gather | every tower gets all channels     | sum over the readers, each its own channels |
     | gather     | tower 0 gets all channels         | each its own channels                       |
 
-    Where tower 0 is in another process, `gather` gives a zero, (), that carries the backward pass there. `collect`
-    brings tensors by name from every tower to where tower 0 is, and gives None elsewhere.
+    Where tower 0 is in another process, `gather` gives a zero, (), that carries the backward pass there. The two that
+    `begin` return before the others' channels have come, and hand back gradients likewise. `collect` brings tensors by
+    name from every tower to where tower 0 is, and gives None elsewhere.
     """
 
     @property
@@ -39,6 +41,8 @@ class Exchange(Protocol):
     def replicate(self, images: Tensor) -> list[Tensor]: ...
     def all_gather(self, xs: list[Tensor], row: str) -> list[Tensor]: ...
     def gather(self, xs: list[Tensor], row: str) -> Tensor: ...
+    def begin_all_gather(self, xs: list[Tensor], row: str) -> Sequence[Tensor | Arriving]: ...
+    def begin_gather(self, xs: list[Tensor], row: str) -> Tensor | Arriving: ...
     def collect(self, shares: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]] | None: ...
 
 
@@ -54,18 +58,24 @@ class Span(record_function):
 class Tower(nn.ModuleDict):
     """The rows that one tower holds, or all towers in one piece, by name."""
 
-    def __init__(self, architecture: Architecture, towers: Sequence[int]) -> None:
+    def __init__(self, architecture: Architecture, towers: Sequence[int], execution: Execution = Execution()) -> None:
         rows = [row for row in architecture.rows() if not row.layer.home or 0 in towers]
-        super().__init__({row.name: Block(architecture, row, towers) for row in rows})
+        super().__init__({row.name: Block(architecture, row, towers, execution) for row in rows})
         self.indices = tuple(towers)
 
 
 class SplitNet(nn.Module):
     """The towers hosted here, and the exchange that joins them to the rest."""
 
-    def __init__(self, architecture: Architecture, hosted: Sequence[Tower], exchange: Exchange) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        hosted: Sequence[Tower],
+        exchange: Exchange,
+        execution: Execution = Execution(),
+    ) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.architecture, self.execution = architecture, execution
         self.rows = architecture.rows()
         self.hosted = list(hosted)
         self.towers = nn.ModuleList(self.hosted)  # registers them; `hosted` keeps their type
@@ -85,20 +95,29 @@ class SplitNet(nn.Module):
     def forward(self, images: Tensor | list[Tensor]) -> Tensor:
         """Images (B, C, S, S) anywhere, or already one tensor a tower, to logits (B, classes) on tower 0.
 
-        In a process without tower 0, to a zero, (), whose backward pass is the towers'.
+        In a process without tower 0, to a zero, (), whose backward pass is the towers'. Logits have the weights' dtype.
         """
         xs = images if isinstance(images, list) else self.exchange.replicate(images)
         *rows, last = self.rows
         for row in rows:
             with Span(spans.row(row.name)):
-                if row.crosses:
-                    with Span(spans.exchange(row.name)):
-                        xs = self.exchange.all_gather(xs, row.name)
-                xs = [tower[row.name](x, self.moment) for tower, x in zip(self.hosted, xs, strict=True)]
+                arriving = self._all_gather(xs, row.name) if row.crosses else xs
+                xs = [tower[row.name](x, self.moment) for tower, x in zip(self.hosted, arriving, strict=True)]
         with Span(spans.row(last.name)):
-            with Span(spans.exchange(last.name)):
-                x = self.exchange.gather(xs, last.name)
-            return self.hosted[0][last.name](x, self.moment) if self.home else x
+            x = self._gather(xs, last.name)
+            if isinstance(x, Tensor) and not self.home:
+                return x
+            return self.hosted[0][last.name](x, self.moment).to(next(self.parameters()).dtype)
+
+    def _all_gather(self, xs: list[Tensor], row: str) -> Sequence[Tensor | Arriving]:
+        with Span(spans.exchange(row)):
+            exchange = self.exchange
+            return exchange.begin_all_gather(xs, row) if self.execution.overlap else exchange.all_gather(xs, row)
+
+    def _gather(self, xs: list[Tensor], row: str) -> Tensor | Arriving:
+        with Span(spans.exchange(row)):
+            exchange = self.exchange
+            return exchange.begin_gather(xs, row) if self.execution.overlap else exchange.gather(xs, row)
 
     def whole_state_dict(self) -> dict[str, Tensor]:
         """The whole network's weights on the CPU, by its own names: conv1.weight … fc8.bias.

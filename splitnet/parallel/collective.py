@@ -9,6 +9,7 @@ Each process hosts one tower. Its ledger has what this tower sent; the sum over 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch.profiler import record_function
 
 from splitnet import spans
 from splitnet.network.architecture import Phase, Transfer
-from splitnet.parallel.exchange import Ledger
+from splitnet.network.layers import Arriving
+from splitnet.parallel.exchange import Ledger, Wire
+from splitnet.parallel.overlap import arrive, fork
 
 Notice = Callable[[str], object]
 
@@ -44,7 +47,8 @@ class CollectiveExchange:
     """One tower in each process of `group`, in the order of its ranks; this process's on `device`.
 
     `via_host`: what crosses goes through host memory and a CPU backend. `collects`: whether `collect` gathers at all
-    (copies of a network need it once). `notice` is told of every collective before it begins.
+    (copies of a network need it once). `notice` is told of every collective before it begins. `wire`: what crosses is
+    cast to that for the way.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class CollectiveExchange:
         via_host: bool = False,
         collects: bool = True,
         notice: Notice | None = None,
+        wire: Wire = Wire(),
     ) -> None:
         self.group, self.device, self.collects, self.notice = group, device, collects, notice
+        self.wire = wire
         self.via_host = via_host and device.type != "cpu"
         self.tower, self.towers = group.rank(), group.size()
         self.ledger = Ledger()
@@ -76,6 +82,24 @@ class CollectiveExchange:
         [x] = xs
         gathered: Tensor = _Gather.apply(x, self, row)
         return gathered
+
+    def begin_all_gather(self, xs: list[Tensor], row: str) -> Sequence[Tensor | Arriving]:
+        [x] = xs
+        return [self._arriving(x, GatherWay(self, x, row, all_read=True))]
+
+    def begin_gather(self, xs: list[Tensor], row: str) -> Tensor | Arriving:
+        """Where tower 0 is; the others have nothing to do meanwhile."""
+        [x] = xs
+        return self._arriving(x, GatherWay(self, x, row, all_read=False)) if self.tower == 0 else self.gather(xs, row)
+
+    def _arriving(self, x: Tensor, way: "GatherWay") -> Arriving:
+        own, token = fork(x, [way])
+
+        def rest() -> Iterator[tuple[int, Tensor]]:
+            others = [tower for tower in range(self.towers) if tower != self.tower]
+            yield from zip(others, arrive(token, way), strict=True)
+
+        return Arriving(self.tower, own, rest)
 
     def collect(self, shares: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]] | None:
         """Every tower's tensors, on the CPU and in order, where tower 0 is; None elsewhere.
@@ -100,44 +124,59 @@ class CollectiveExchange:
 
     # What the autograd functions below are made of: plain tensors in, plain tensors out.
 
-    def gathered_from_all(self, x: Tensor, row: str) -> list[Tensor]:
-        with self._collective("all_gather", row, "forward"):
+    def gathered_from_all(self, x: Tensor, row: str, begin: bool = False) -> "UnderWay":
+        """Every tower's channels."""
+        with self.collective("all_gather", row, "forward"):
             self._record(row, "forward", x, [reader for reader in range(self.towers) if reader != self.tower])
-            x = self._leaving(x)
-            parts = [torch.empty_like(x) for _ in range(self.towers)]
-            dist.all_gather(parts, x, group=self.group)
-            return [self._arrived(part) for part in parts]
+            leaving = self._leaving(x, "forward")
+            parts = [torch.empty_like(leaving) for _ in range(self.towers)]
+            work = dist.all_gather(parts, leaving, group=self.group, async_op=begin)
+            return UnderWay(parts, work, leaving)
 
-    def summed_home(self, parts: Sequence[Tensor], row: str) -> Tensor:
+    def summed_home(self, parts: Sequence[Tensor], row: str, begin: bool = False) -> "UnderWay":
         """The sum over all readers of their gradients for this tower's channels."""
-        with self._collective("reduce_scatter", row, "backward"):
+        with self.collective("reduce_scatter", row, "backward"):
             for owner, part in enumerate(parts):
                 self._record(row, "backward", part, [owner] if owner != self.tower else [])
-            leaving = [self._leaving(part) for part in parts]
+            leaving = [self._leaving(part, "backward") for part in parts]
             own = torch.empty_like(leaving[0])
-            dist.reduce_scatter(own, leaving, group=self.group)
-            return self._arrived(own)
+            work = dist.reduce_scatter(own, leaving, group=self.group, async_op=begin)
+            return UnderWay([own], work, leaving)
 
-    def gathered_home(self, x: Tensor, row: str) -> list[Tensor] | None:
-        with self._collective("gather", row, "forward"):
+    def gathered_home(self, x: Tensor, row: str, begin: bool = False) -> "UnderWay":
+        """Every tower's channels where tower 0 is; elsewhere nothing."""
+        with self.collective("gather", row, "forward"):
             self._record(row, "forward", x, [0] if self.tower != 0 else [])
-            x = self._leaving(x)
-            parts = [torch.empty_like(x) for _ in range(self.towers)] if self.tower == 0 else None
-            dist.gather(x, parts, group=self.group, group_dst=0)
-            return None if parts is None else [self._arrived(part) for part in parts]
+            leaving = self._leaving(x, "forward")
+            parts = [torch.empty_like(leaving) for _ in range(self.towers)] if self.tower == 0 else None
+            work = dist.gather(leaving, parts, group=self.group, group_dst=0, async_op=begin)
+            return UnderWay(parts or [], work, leaving)
 
-    def scattered(self, parts: Sequence[Tensor] | None, own: Tensor, row: str) -> Tensor:
+    def scattered(self, parts: Sequence[Tensor] | None, own: Tensor, row: str, begin: bool = False) -> "UnderWay":
         """Fill `own` with its part of the gradient that tower 0 has."""
-        with self._collective("scatter", row, "backward"):
+        with self.collective("scatter", row, "backward"):
             for owner, part in enumerate(parts or ()):
                 self._record(row, "backward", part, [owner] if owner != self.tower else [])
-            leaving = None if parts is None else [self._leaving(part) for part in parts]
-            own = self._leaving(own)
-            dist.scatter(own, leaving, group=self.group, group_src=0)
-            return self._arrived(own)
+            leaving = None if parts is None else [self._leaving(part, "backward") for part in parts]
+            own = self._leaving(own, "backward")
+            work = dist.scatter(own, leaving, group=self.group, group_src=0, async_op=begin)
+            return UnderWay([own], work, leaving)
+
+    def arrived(self, found: "UnderWay", dtype: torch.dtype, phase: Phase) -> list[Tensor]:
+        """Wait for what is under way; on this tower's device and in the dtype that it had before."""
+        if found.work is not None:
+            found.work.wait()
+        return [self.wire.arrived(x.to(self.device), dtype, phase) for x in found.tensors]
+
+    def kept_apart(self, grads: list[Tensor]) -> Tensor | None:
+        """Its own gradient, where crossing would round it: a zero stays in its place. None where it would not."""
+        if self.wire.dtype is None:
+            return None
+        own, grads[self.tower] = grads[self.tower], torch.zeros_like(grads[self.tower])
+        return own
 
     @contextmanager
-    def _collective(self, kind: str, row: str, phase: Phase) -> Iterator[None]:
+    def collective(self, kind: str, row: str, phase: Phase) -> Iterator[None]:
         """Named in the trace, and its failure named. In the forward pass the network has opened the span."""
         with carried(f"{kind} of {row}", self.notice):
             if phase == "forward":
@@ -148,15 +187,59 @@ class CollectiveExchange:
 
     def _record(self, row: str, phase: Phase, x: Tensor, targets: Sequence[int]) -> None:
         for target in targets:
-            self.ledger.record(Transfer(row, phase, self.tower, target, x.numel() * x.element_size()))
+            self.ledger.record(Transfer(row, phase, self.tower, target, self.wire.bytes(x)))
 
-    def _leaving(self, x: Tensor) -> Tensor:
+    def _leaving(self, x: Tensor, phase: Phase) -> Tensor:
         """In the order of memory, as collectives want it."""
-        x = x.contiguous()
+        x = self.wire.leaving(x.contiguous(), phase)
         return x.cpu() if self.via_host else x
 
-    def _arrived(self, x: Tensor) -> Tensor:
-        return x.to(self.device) if self.via_host else x
+
+@dataclass(slots=True)
+class UnderWay:
+    """A collective that was begun."""
+
+    tensors: list[Tensor]
+    """What it fills."""
+    work: Any
+    """To wait for; None: it is over."""
+    leaving: Any
+    """What it sends, which must live as long as it may be read."""
+
+
+class GatherWay:
+    """The other towers' channels on their way here, and their gradients back, while this process computes."""
+
+    def __init__(self, exchange: CollectiveExchange, x: Tensor, row: str, all_read: bool) -> None:
+        self.exchange, self.row, self.all_read = exchange, row, all_read
+        self.last, self.dtype = _channels_last(x), x.dtype
+        x = _dense(x.detach(), self.last)
+        gather = exchange.gathered_from_all if all_read else exchange.gathered_home
+        self.kind = "all_gather" if all_read else "gather"
+        self.found: UnderWay | None = gather(x, row, begin=True)
+
+    def _finished(self, kind: str, phase: Phase) -> list[Tensor]:
+        assert self.found is not None
+        with self.exchange.collective(kind, self.row, phase):
+            found, self.found = self.exchange.arrived(self.found, self.dtype, phase), None
+        return [_shaped(x, self.last) for x in found]
+
+    def arrived(self) -> tuple[Tensor, ...]:
+        parts = self._finished(self.kind, "forward")
+        return tuple(part for tower, part in enumerate(parts) if tower != self.exchange.tower)
+
+    def begin_return(self, grads: Sequence[Tensor]) -> None:
+        """With a zero in the place of this tower's own gradient, which is not there yet and need not travel."""
+        parts = [_dense(grad, self.last) for grad in grads]
+        parts.insert(self.exchange.tower, torch.zeros_like(parts[0]))
+        if self.all_read:
+            self.found = self.exchange.summed_home(parts, self.row, begin=True)
+        else:
+            self.found = self.exchange.scattered(parts, torch.empty_like(parts[0]), self.row, begin=True)
+
+    def returned(self) -> Tensor:
+        [home] = self._finished("reduce_scatter" if self.all_read else "scatter", "backward")
+        return home
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -179,13 +262,18 @@ class _AllGather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, exchange: CollectiveExchange, row: str) -> Tensor:
         # Backward keeps to the forward pass's order of memory: all readers must send alike, whatever their gradients'.
         ctx.exchange, ctx.row, ctx.last = exchange, row, _channels_last(x)
-        parts = exchange.gathered_from_all(_dense(x, ctx.last), row)
-        return torch.cat([_shaped(part, ctx.last) for part in parts], dim=1)
+        found = exchange.gathered_from_all(_dense(x, ctx.last), row)
+        parts = [_shaped(part, ctx.last) for part in exchange.arrived(found, x.dtype, "forward")]
+        parts[exchange.tower] = x  # which did not cross, so it is not cast
+        return torch.cat(parts, dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        parts = [_dense(part, ctx.last) for part in grad.chunk(ctx.exchange.towers, dim=1)]
-        return _shaped(ctx.exchange.summed_home(parts, ctx.row), ctx.last), None, None
+        exchange: CollectiveExchange = ctx.exchange
+        parts = [_dense(part, ctx.last) for part in grad.chunk(exchange.towers, dim=1)]
+        own = exchange.kept_apart(parts)
+        [home] = exchange.arrived(exchange.summed_home(parts, ctx.row), grad.dtype, "backward")
+        return _shaped(home if own is None else own + home, ctx.last), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -196,13 +284,18 @@ class _Gather(torch.autograd.Function):
         ctx.exchange, ctx.row, ctx.last = exchange, row, _channels_last(x)
         x = _dense(x, ctx.last)
         ctx.shape, ctx.dtype = x.shape, x.dtype
-        parts = exchange.gathered_home(x, row)
-        return x.new_zeros(()) if parts is None else torch.cat([_shaped(part, ctx.last) for part in parts], dim=1)
+        parts = exchange.arrived(exchange.gathered_home(x, row), x.dtype, "forward")
+        if not parts:
+            return x.new_zeros(())
+        parts[exchange.tower] = x
+        return torch.cat([_shaped(part, ctx.last) for part in parts], dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         exchange: CollectiveExchange = ctx.exchange
         home = exchange.tower == 0
         parts = [_dense(part, ctx.last) for part in grad.chunk(exchange.towers, dim=1)] if home else None
-        own = torch.empty(ctx.shape, dtype=ctx.dtype, device=grad.device)
-        return _shaped(exchange.scattered(parts, own, ctx.row), ctx.last), None, None
+        own = None if parts is None else exchange.kept_apart(parts)
+        room = torch.empty(ctx.shape, dtype=ctx.dtype, device=grad.device)
+        [received] = exchange.arrived(exchange.scattered(parts, room, ctx.row), ctx.dtype, "backward")
+        return _shaped(received if own is None else own, ctx.last), None, None

@@ -6,13 +6,13 @@
     gather       tower 0 gets all channels          scatter: own channels home
 
 Between two devices there is one operation: `.to(device, non_blocking=True)`; or, where the link between them is not
-to be trusted, two: by way of host memory (`through_host`).
+to be trusted, two: by way of host memory (`through_host`). What crosses may be cast for it (`Wire`).
 """
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from splitnet.network.architecture import Phase, Transfer
+from splitnet.network.layers import Arriving
+from splitnet.parallel.overlap import Copy, Lanes, arrive, fork
 
 Link = Literal["device", "host"]
 """How towers reach each other: straight from device to device, or through host memory."""
@@ -85,16 +87,53 @@ def carrier(link: Link, pin: bool) -> Carry:
     return straight if link == "device" else partial(through_host, pin=pin)
 
 
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What floating-point tensors are cast to while they cross; `dtype` None: as they are.
+
+    Gradients that cross as float16 are multiplied by a power of two not below the number of images: they are those of a
+    mean over the batch, and would vanish where those of a sum, as in 2012, do not.
+    """
+
+    dtype: torch.dtype | None = None
+
+    def bytes(self, x: Tensor) -> int:
+        """What x weighs on the way."""
+        return x.numel() * (self.dtype or x.dtype).itemsize
+
+    def leaving(self, x: Tensor, phase: Phase) -> Tensor:
+        if self.dtype is None:
+            return x
+        if not x.is_floating_point():
+            raise TypeError(f"only floating-point tensors cross as {self.dtype}, not {x.dtype}")
+        return (x * self._scale(x) if self._scales(phase) else x).to(self.dtype)
+
+    def arrived(self, x: Tensor, dtype: torch.dtype, phase: Phase) -> Tensor:
+        x = x.to(dtype)
+        return x / self._scale(x) if self.dtype is not None and self._scales(phase) else x
+
+    def _scales(self, phase: Phase) -> bool:
+        return phase == "backward" and self.dtype == torch.float16
+
+    @staticmethod
+    def _scale(x: Tensor) -> int:
+        return 1 << (len(x) - 1).bit_length() if len(x) else 1
+
+
 class LocalExchange:
     """All towers in this process, tower i on devices[i]; devices may repeat.
 
     `pin`: images go through pinned memory, from which GPUs fetch them while the host goes on. `link`: what towers
-    hand each other goes straight, or through the host; the ledger is the same.
+    hand each other goes straight, or through the host; the ledger is the same. `wire`: what it is cast to for that.
     """
 
-    def __init__(self, devices: Sequence[torch.device], pin: bool = False, link: Link = "device") -> None:
-        self.devices, self.pin = tuple(devices), pin
+    def __init__(
+        self, devices: Sequence[torch.device], pin: bool = False, link: Link = "device", wire: Wire = Wire()
+    ) -> None:
+        self.devices, self.pin, self.wire = tuple(devices), pin, wire
+        self.link = link
         self.carry = carrier(link, pin)
+        self.lanes = Lanes()
         self.ledger = Ledger()
 
     def replicate(self, images: Tensor) -> list[Tensor]:
@@ -110,6 +149,34 @@ class LocalExchange:
     def gather(self, xs: list[Tensor], row: str) -> Tensor:
         return self.gather_on(xs, row, reader=0)
 
+    def begin_all_gather(self, xs: list[Tensor], row: str) -> Sequence[Tensor | Arriving]:
+        return self._begin(xs, row, range(len(self.devices)))
+
+    def begin_gather(self, xs: list[Tensor], row: str) -> Tensor | Arriving:
+        return self._begin(xs, row, [0])[0]
+
+    def _begin(self, xs: list[Tensor], row: str, readers: Sequence[int]) -> list[Arriving]:
+        """Every copy is asked for before any is waited for."""
+        ways = {(o, r): LocalWay(self, x, row, o, r) for o, x in enumerate(xs) for r in readers if o != r}
+        own: dict[int, Tensor] = {}
+        tokens: dict[tuple[int, int], Tensor] = {}
+        for owner, x in enumerate(xs):
+            towards = [r for r in readers if r != owner]
+            first, *others = fork(x, [ways[owner, r] for r in towards], own=owner in readers)
+            if owner in readers:
+                own[owner] = first
+            else:
+                others = [first, *others]
+            tokens |= {(owner, r): token for r, token in zip(towards, others, strict=True)}
+
+        def rest(reader: int) -> Iterator[tuple[int, Tensor]]:
+            for owner in range(len(xs)):
+                if owner != reader:
+                    [x] = arrive(tokens[owner, reader], ways[owner, reader])
+                    yield owner, x
+
+        return [Arriving(reader, own[reader], partial(rest, reader)) for reader in readers]
+
     def collect(self, shares: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]] | None:
         """Every tower's tensors are here already."""
         return list(shares)
@@ -124,8 +191,7 @@ class LocalExchange:
 
     def send(self, x: Tensor, row: str, owner: int, reader: int) -> Tensor:
         """One tower's channels on another's device; recorded, and backward again."""
-        there = Transfer(row, "forward", owner, reader, x.numel() * x.element_size())
-        received: Tensor = _Send.apply(x, self.devices[reader], there, self.ledger, self.carry)
+        received: Tensor = _Send.apply(x, self, Transfer(row, "forward", owner, reader, self.wire.bytes(x)))
         return received
 
 
@@ -139,19 +205,64 @@ class UndividedExchange(LocalExchange):
         [x] = xs
         return x
 
+    def begin_all_gather(self, xs: list[Tensor], row: str) -> Sequence[Tensor | Arriving]:
+        return xs
+
+    def begin_gather(self, xs: list[Tensor], row: str) -> Tensor | Arriving:
+        return self.gather(xs, row)
+
 
 class _Send(torch.autograd.Function):
     """A copy to the reader's device; backward, the gradient's copy to the owner's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, device: torch.device, there: Transfer, ledger: Ledger, carry: Carry) -> Tensor:
-        ctx.home, ctx.there, ctx.ledger, ctx.carry = x.device, there, ledger, carry
-        ledger.record(there)
-        return carry(x, device)
+    def forward(ctx: Any, x: Tensor, exchange: LocalExchange, there: Transfer) -> Tensor:
+        ctx.home, ctx.exchange, ctx.there = x.device, exchange, there
+        exchange.ledger.record(there)
+        wire = exchange.wire
+        received = exchange.carry(wire.leaving(x, "forward"), exchange.devices[there.target])
+        return wire.arrived(received, x.dtype, "forward")
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        there: Transfer = ctx.there
-        size = grad.numel() * grad.element_size()
-        ctx.ledger.record(replace(there, phase="backward", source=there.target, target=there.source, bytes=size))
-        return ctx.carry(grad, ctx.home), None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        exchange: LocalExchange = ctx.exchange
+        exchange.ledger.record(_homewards(ctx.there, exchange.wire.bytes(grad)))
+        received = exchange.carry(exchange.wire.leaving(grad, "backward"), ctx.home)
+        return exchange.wire.arrived(received, grad.dtype, "backward"), None, None
+
+
+def _homewards(there: Transfer, size: int) -> Transfer:
+    return replace(there, phase="backward", source=there.target, target=there.source, bytes=size)
+
+
+class LocalWay:
+    """One tower's channels on their way to one reader, and their gradient back, beside what both devices compute."""
+
+    def __init__(self, exchange: LocalExchange, x: Tensor, row: str, owner: int, reader: int) -> None:
+        self.exchange, self.row, self.dtype, self.home = exchange, row, x.dtype, x.device
+        self.there = Transfer(row, "forward", owner, reader, exchange.wire.bytes(x))
+        exchange.ledger.record(self.there)
+        self.copy: Copy | None = self._begun(x.detach(), exchange.devices[reader], "forward")
+
+    def _begun(self, x: Tensor, device: torch.device, phase: Phase) -> Copy:
+        x = self.exchange.wire.leaving(x, phase)
+        if self.exchange.link == "device":
+            return self.exchange.lanes.begin(x, device)
+        return Copy(self.exchange.carry(x, device), None)
+
+    def _finished(self, phase: Phase) -> Tensor:
+        assert self.copy is not None
+        x, self.copy = self.copy.arrived(), None
+        return self.exchange.wire.arrived(x, self.dtype, phase)
+
+    def arrived(self) -> tuple[Tensor, ...]:
+        x = self._finished("forward")
+        return (x,)
+
+    def begin_return(self, grads: Sequence[Tensor]) -> None:
+        [grad] = grads
+        self.exchange.ledger.record(_homewards(self.there, self.exchange.wire.bytes(grad)))
+        self.copy = self._begun(grad, self.home, "backward")
+
+    def returned(self) -> Tensor:
+        return self._finished("backward")

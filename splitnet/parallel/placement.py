@@ -10,12 +10,15 @@ import torch
 from splitnet.errors import UsageError
 from splitnet.network import weights
 from splitnet.network.architecture import Architecture
+from splitnet.network.execution import Execution, Precision
+from splitnet.network.execution import Wire as WireType
 from splitnet.network.layers import Moment
 from splitnet.network.presets import preset
 from splitnet.network.towers import Exchange, SplitNet, Tower
 from splitnet.parallel import fake
+from splitnet.parallel.capabilities import check_execution, use_precision
 from splitnet.parallel.collective import CollectiveExchange
-from splitnet.parallel.exchange import Link, LocalExchange, UndividedExchange
+from splitnet.parallel.exchange import Link, LocalExchange, UndividedExchange, Wire
 from splitnet.parallel.ranks import Ranks, check_divides, of_job
 
 Device = str | torch.device
@@ -162,13 +165,17 @@ def build(
     crosses: str | None = None,
     channels: int | None = None,
     classes: int | None = None,
+    precision: Precision = "float32",
+    wire: WireType | None = None,
+    overlap: bool = False,
+    compile: bool = False,  # noqa: A002 the option's name
 ) -> SplitNet:
     """A network on its devices, with PyTorch's own initial weights drawn whole from `seed`.
 
     `architecture` is a preset's name (two towers unless said) or a table, with its own number of towers
     unless said. One device for several towers: the same function in one piece on it. In a process that torchrun
-    started, without `devices`: its own tower, joined with the others by collectives. UsageError for what cannot be
-    built.
+    started, without `devices`: its own tower, joined with the others by collectives. `precision`, `wire`, `overlap` and
+    `compile` as in `Execution`. UsageError for what cannot be built.
     """
     if isinstance(architecture, str):
         architecture = preset(architecture, 2 if towers is None else towers, crosses)
@@ -176,13 +183,23 @@ def build(
         architecture = architecture.split(towers)
     architecture = architecture.adapted(channels, classes)
     ranks = of_job(architecture.towers) if devices is None else None
-    return host(architecture, place(architecture, devices, ranks), seed)
+    placement, execution = place(architecture, devices, ranks), Execution(precision, wire, overlap, compile)
+    check_execution(execution, placement.devices)
+    return host(architecture, placement, seed, execution=execution)
 
 
-def host(architecture: Architecture, placement: Placement, seed: int, link: Link = "device") -> SplitNet:
+def host(
+    architecture: Architecture,
+    placement: Placement,
+    seed: int,
+    link: Link = "device",
+    execution: Execution = Execution(),
+) -> SplitNet:
     """The towers of this process on the devices of a placement; activations cross by `link`."""
-    towers = [Tower(architecture, share) for share in _shares(architecture, placement)]
-    net = SplitNet(architecture, towers, _exchange(placement, link))
+    use_precision(execution)
+    towers = [Tower(architecture, share, execution) for share in _shares(architecture, placement)]
+    exchange = _exchange(placement, link, Wire(execution.crosses_as))
+    net = SplitNet(architecture, towers, exchange, execution)
     net.moment = Moment(seed)
     net.load_whole_state_dict(weights.draw(architecture, seed))
     for tower, device in zip(net.hosted, placement.devices, strict=True):
@@ -200,7 +217,7 @@ def _shares(architecture: Architecture, placement: Placement) -> list[range]:
     return [range(tower, tower + 1) for tower in hosted]
 
 
-def _exchange(placement: Placement, link: Link) -> Exchange:
+def _exchange(placement: Placement, link: Link, wire: Wire) -> Exchange:
     ranks = placement.ranks
     if ranks is not None and not placement.whole:
         return CollectiveExchange(
@@ -209,6 +226,7 @@ def _exchange(placement: Placement, link: Link) -> Exchange:
             via_host=link == "host",
             collects=ranks.replica == 0,
             notice=ranks.notice,
+            wire=wire,
         )
     pin = any(device.type == "cuda" for device in placement.devices)
-    return (UndividedExchange if placement.whole else LocalExchange)(placement.devices, pin, link)
+    return (UndividedExchange if placement.whole else LocalExchange)(placement.devices, pin, link, wire)

@@ -51,7 +51,7 @@ def load(
 ) -> Dataset:
     """The data set of that name, for a network that reads images of `size` pixels a side.
 
-    `workers` threads decode an imagefolder's images. `seed` and the counts of training images, test
+    `workers` threads decode an imagefolder's images, ahead of need; 0: whoever reads does. `seed` and the counts of training images, test
     images, channels and classes shape the synthetic set, and no other. UsageError for a set that is
     not there, or not whole.
     """

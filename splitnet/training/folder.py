@@ -6,16 +6,20 @@ tensor, and a network of that size has a margin to cut from.
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from splitnet.errors import UsageError
+from splitnet.training.prefetch import Pool
 from splitnet.training.splits import Batch, Dataset
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -37,39 +41,36 @@ class FolderSplit:
     labels: Tensor
     """int64 (N,)."""
     side: int
-    workers: int
+    pool: Pool
+    """The data set's: its threads decode, and let go of the interpreter's lock meanwhile."""
     skipped: dict[Path, str]
     """The data set's: a file that cannot be decoded is entered once."""
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def reading(self) -> AbstractContextManager[object]:
+        return self.pool
+
+    def begin(self, indices: Tensor) -> "Decoding":
+        return Decoding(self, indices)
+
     def read(self, indices: Tensor) -> Batch:
-        """Decode in `workers` threads; PIL lets go of the interpreter's lock while it works.
+        """UsageError if no image of the whole split can be decoded: an epoch would have no step."""
+        with self.pool:
+            return self.begin(indices).result()
 
-        UsageError if no image of the whole split can be decoded: an epoch would have no step.
-        """
-        paths = [self.folder / self.names[index] for index in indices.tolist()]
-        with ThreadPoolExecutor(self.workers) as pool:
-            decoded = list(pool.map(self._decode_or_reason, paths))
-        for path, result in zip(paths, decoded, strict=True):
-            if isinstance(result, str):
-                self.skipped.setdefault(path, result)
-        kept = indices[torch.tensor([isinstance(result, Tensor) for result in decoded], dtype=torch.bool)]
-        if not len(kept):
+    def batch(self, indices: Tensor, images: Tensor, reasons: Sequence[str | None]) -> Batch:
+        """Of what was decoded, with a reason for each image that was not; these are entered."""
+        for index, reason in zip(indices.tolist(), reasons, strict=True):
+            if reason is not None:
+                self.skipped.setdefault(self.folder / self.names[index], reason)
+        good = torch.tensor([reason is None for reason in reasons], dtype=torch.bool)
+        if not good.any():
             self._check_any_is_left()
-        # Filled and not stacked: stacking would keep the channels-last strides of decoded images.
-        images = torch.empty(len(kept), 3, self.side, self.side, dtype=torch.uint8)
-        good = (result for result in decoded if isinstance(result, Tensor))
-        for slot, image in zip(images, good, strict=True):
-            slot.copy_(image)
-        return Batch(images, self.labels[kept], kept)
-
-    def _decode_or_reason(self, path: Path) -> Tensor | str:
-        try:
-            return decode(path, self.side)
-        except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, …
-            return f"{type(error).__name__}: {error}"
+        if good.all():
+            return Batch(images, self.labels[indices], indices)
+        return Batch(images[good], self.labels[indices[good]], indices[good])
 
     def _check_any_is_left(self) -> None:
         paths = [self.folder / name for name in self.names]
@@ -80,30 +81,80 @@ class FolderSplit:
             )
 
 
+class Decoding:
+    """Images that a pool's threads decode, each thread every so manieth; without threads, whoever asks."""
+
+    def __init__(self, split: FolderSplit, indices: Tensor) -> None:
+        self.split, self.indices = split, indices
+        self._paths = [split.folder / split.names[index] for index in indices.tolist()]
+        self._images = torch.empty(len(self._paths), 3, split.side, split.side, dtype=torch.uint8)
+        self._reasons: list[str | None] = [None] * len(self._paths)
+        self._dropped = False
+        threads = min(split.pool.workers, len(self._paths))
+        self._parts = [split.pool.submit(partial(self._decode, first, threads)) for first in range(threads)]
+
+    @property
+    def ready(self) -> bool:
+        return all(part.done() for part in self._parts) and (bool(self._parts) or not self._paths)
+
+    def result(self) -> Batch:
+        for part in self._parts:
+            part.result()
+        if not self._parts:
+            self._decode(0, 1)
+        return self.split.batch(self.indices, self._images, self._reasons)
+
+    def drop(self) -> None:
+        self._dropped = True
+
+    def _decode(self, first: int, step: int) -> None:
+        # Written by numpy: in every thread that copies with PyTorch, OpenMP would start threads of its own.
+        pixels = self._images.numpy()
+        for place in range(first, len(self._paths), step):
+            if self._dropped:
+                return
+            try:
+                decode_into(self._paths[place], pixels[place])
+            except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, …
+                self._reasons[place] = f"{type(error).__name__}: {error}"
+
+
 def decode(path: Path, side: int) -> Tensor:
     """The centre square of an image as RGB, uint8 (3, side, side), resized bilinearly, antialiased."""
+    pixels = np.empty((3, side, side), np.uint8)
+    decode_into(path, pixels)
+    return torch.from_numpy(pixels)
+
+
+def decode_into(path: Path, pixels: NDArray[Any]) -> None:
+    """The same, into uint8 (3, side, side)."""
+    side = pixels.shape[-1]
     with Image.open(path) as image:
         shorter = min(image.size)
         left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
         box = (left, top, left + shorter, top + shorter)
         square = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR, box)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    pixels[:] = np.asarray(square).transpose(2, 0, 1)
 
 
 def load(data_dir: Path | None, size: int, workers: int) -> Dataset:
-    """Both splits of a folder; the classes are the names of its subfolders, sorted."""
+    """Both splits of a folder; the classes are the names of its subfolders, sorted.
+
+    `workers` threads decode for both; without any, whoever reads does.
+    """
     if data_dir is None:
         raise UsageError("--data imagefolder: name its folder with --data-dir; it holds train/, val/")
-    if workers < 1:
-        raise UsageError(f"--workers {workers}: images are decoded in at least 1 thread")
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: at least 0")
     option = f"--data-dir {data_dir}"
     if not data_dir.is_dir():
         raise UsageError(f"{option}: no such folder; one that holds train/ and val/ is needed")
     classes = _classes(data_dir / "train", option)
     _check_same(classes, _classes(data_dir / "val", option), option)
     skipped: dict[Path, str] = {}
+    pool = Pool(workers)
     train, test = (
-        FolderSplit(folder, *_files(folder, classes, option), read_side(size), workers, skipped)
+        FolderSplit(folder, *_files(folder, classes, option), read_side(size), pool, skipped)
         for folder in (data_dir / "train", data_dir / "val")
     )
     origin = f"{data_dir}: {len(train):,} training and {len(test):,} test images of {len(classes):,} classes"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from splitnet.parallel.ranks import Ranks
-from splitnet.training.splits import Batch, Split, batches
+from splitnet.training.splits import Batch, Reader, Split, batches, slices
 
 
 class UnevenReadError(RuntimeError):
@@ -48,15 +48,19 @@ def shared_batches(
     if ranks is None:
         yield from batches(split, batch_size, order, start)
         return
-    for first in range(start * batch_size, len(order), batch_size):
-        indices = order[first : first + batch_size]
-        batch = split.read(indices[_part(len(indices), ranks)])
-        counts = _counts(batch, ranks)
-        if any(counts):
-            yield _padded(
-                replace(batch, number=first // batch_size, first=sum(counts[: ranks.replica]), total=sum(counts)),
-                max(counts),
-            )
+    with Reader(split, own_slices(order, batch_size, start, ranks)) as reader:
+        for number, indices in slices(order, batch_size, start):
+            batch = reader.read(indices[_part(len(indices), ranks)])
+            counts = _counts(batch, ranks)  # all processes agree here, in one order, whoever has read ahead
+            if any(counts):
+                first, total = sum(counts[: ranks.replica]), sum(counts)
+                yield _padded(replace(batch, number=number, first=first, total=total), max(counts))
+
+
+def own_slices(order: Tensor, batch_size: int, start: int = 0, ranks: Ranks | None = None) -> Iterator[Tensor]:
+    """The places of each batch that `shared_batches` reads here."""
+    for _, indices in slices(order, batch_size, start):
+        yield indices if ranks is None else indices[_part(len(indices), ranks)]
 
 
 def _part(count: int, ranks: Ranks) -> slice:

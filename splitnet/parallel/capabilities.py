@@ -1,0 +1,74 @@
+"""What devices can do of what an execution asks for."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import get_args
+
+import torch
+
+from splitnet.errors import UsageError
+from splitnet.network.execution import Execution, Precision, Wire
+
+AMPERE = (8, 0)
+"""The first compute capability of CUDA whose products take tf32."""
+
+
+def check_execution(execution: Execution, devices: Sequence[torch.device]) -> None:
+    """UsageError for a precision, a wire or a compilation that these devices do not have."""
+    _check_known("--precision", execution.precision, get_args(Precision))
+    if execution.wire is not None:
+        _check_known("--wire", execution.wire, get_args(Wire))
+    for device in dict.fromkeys(devices):
+        lacks = _lacks(execution.precision, device)
+        if lacks:
+            raise UsageError(f"--precision {execution.precision}: {device} {lacks}")
+        if execution.compiled:
+            _check_compiler(device)
+
+
+def _check_known(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{option} {value}: there are {', '.join(known)}")
+
+
+def _lacks(precision: Precision, device: torch.device) -> str:
+    """Why a device does not compute in that precision; nothing if it does."""
+    if precision == "tf32":
+        if device.type != "cuda":
+            return "has no tf32, which is CUDA's (float32 and bf16 are everywhere)"
+        if torch.cuda.get_device_capability(device) < AMPERE:
+            return "has no tf32, which CUDA has from compute capability 8.0 on"
+    if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
+        return "has no bf16, which CUDA has from compute capability 8.0 on"
+    return ""
+
+
+def _check_compiler(device: torch.device) -> None:
+    if device.type == "fake":
+        raise UsageError(f"--compile: {device} computes operation by operation; torch.compile takes cuda and cpu")
+    if device.type == "cuda" and find_spec("triton") is None:
+        raise UsageError(f"--compile: {device} needs the package triton, which is not installed")
+    if device.type == "cpu" and not _has_cpp_compiler():
+        raise UsageError("--compile: on the CPU torch.compile needs a C++ compiler, and there is none")
+
+
+def _has_cpp_compiler() -> bool:
+    from torch._inductor import cpp_builder, exc  # a second's import, for those who compile
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError):
+        return False
+    return True
+
+
+def use_precision(execution: Execution) -> None:
+    """Let CUDA round products in float32 to tf32, or not: it is the process's setting, and cuDNN's default is to."""
+    rounds = execution.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounds
+
+
+def is_slow(precision: Precision, device: torch.device) -> bool:
+    """Whether a device computes in that precision without instructions for it, and so slower than in float32."""
+    on_cpu = device.type in {"cpu", "fake"}
+    return precision == "bf16" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
