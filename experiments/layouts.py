@@ -28,6 +28,7 @@ from torch import Tensor
 
 from splitnet.errors import UsageError
 from splitnet.network.architecture import Architecture
+from splitnet.network.execution import Execution
 from splitnet.network.presets import preset, presets
 from splitnet.network.weights import join
 from splitnet.options import check_bounds, guarded, option, parse
@@ -139,9 +140,10 @@ def trained(
     steps: int,
     batch_size: int,
     lr: float,
+    execution: Execution = Execution(),
 ) -> Trained:
     """Train one layout: this job's processes, or these devices."""
-    net = host(architecture, place(architecture, devices, ranks), seed=3).to(dtype)
+    net = host(architecture, place(architecture, devices, ranks), seed=3, execution=execution).to(dtype)
     count = 4 * batch_size + batch_size // 2 + (batch_size // 2 + 1) % 2  # an odd rest
     data = load("synthetic", size=architecture.size, seed=5, train=count, test=1, channels=architecture.channels)
     optimizer = make_optimizer(net.parameters(), "sgd", lr)

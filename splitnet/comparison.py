@@ -13,6 +13,7 @@ from splitnet import spans
 from splitnet.fitting import DoesNotFitError, Room
 from splitnet.measure.meter import Layout, Memory, OtherLoad, Peak, Sample, Spread, alternate, ratio, sizes
 from splitnet.network.architecture import Architecture
+from splitnet.network.execution import Execution
 from splitnet.network.presets import PRESETS
 from splitnet.network.towers import Record, SplitNet
 from splitnet.network.weights import fits
@@ -23,6 +24,9 @@ from splitnet.parallel.replicas import GRADIENTS, Replicas, replicate
 from splitnet.training.data import Batch
 from splitnet.training.loop import network_images, training_step
 from splitnet.training.optimizer import make_optimizer
+
+WAITING = "waiting"
+"""The run's own layout without overlap, where the run has it."""
 
 WARM_UP = 2
 """Steps thrown away before measuring; the second one is the first with optimizer state, and shows the peak."""
@@ -40,6 +44,7 @@ class Training:
     """Weights to start from, where they fit; None draws them."""
     link: Link = "device"
     """What towers use."""
+    execution: Execution = Execution()
 
 
 @dataclass
@@ -79,8 +84,14 @@ class Contender:
 
     def _network(self) -> SplitNet | Replicas:
         if self.name == "replicas":
-            return replicate(self.architecture, self.placement.devices, self.training.seed)
-        return host(self.architecture, self.placement, self.training.seed, self.training.link)
+            return replicate(self.architecture, self.placement.devices, self.training.seed, self.execution)
+        return host(self.architecture, self.placement, self.training.seed, self.training.link, self.execution)
+
+    @property
+    def execution(self) -> Execution:
+        """That of the run, in all but what the layout is there to show."""
+        execution = self.training.execution
+        return replace(execution, overlap=False) if self.name == WAITING else execution
 
     def step(self, number: int) -> None:
         batch, self.net.moment = self.training.batches[number], replace(self.net.moment, step=number)
@@ -111,11 +122,13 @@ class Contender:
         """The layout's column in compare.json; without `ratios`, its speed is not set against the base's."""
         images = len(self.training.batches[0].labels)
         emulated = [s.device for s in self.samples if s.device is not None]
+        exposed = [s.exposed for s in self.samples if s.exposed is not None]
         return self.described() | {
             "images_per_second": Spread.of(images / s.wall for s in self.samples),
             "step_ms": Spread.of(1000 * s.wall for s in self.samples),
             "samples": self.samples,
             "device_step_ms": Spread.of(1000 * seconds for seconds in emulated) if emulated else None,
+            "exposed_ms": Spread.of(1000 * seconds for seconds in exposed) if exposed else None,
             "ratio": ratio(self.samples, base.samples) if ratios else None,
             "memory": {d: {"activations": m.activations} | asdict(m) for d, m in self.memory.items()},
             "exchanged": list(self.exchanged()),
@@ -147,13 +160,14 @@ class Contender:
     def _derived(self) -> dict[str, int]:
         if isinstance(self.net, Replicas):
             return {GRADIENTS: self.net.bytes_exchanged()}
-        return {} if self.placement.whole else crossings(self.architecture, len(self.training.batches[0].labels))
+        images = len(self.training.batches[0].labels)
+        return {} if self.placement.whole else crossings(self.architecture, images, self.execution.itemsize)
 
 
-def crossings(architecture: Architecture, images: int) -> dict[str, int]:
+def crossings(architecture: Architecture, images: int, itemsize: int = 4) -> dict[str, int]:
     """Bytes that a step exchanges in front of each row, by the table."""
     found: dict[str, int] = {}
-    for t in architecture.transfers(images):
+    for t in architecture.transfers(images, itemsize):
         found[t.row] = found.get(t.row, 0) + t.bytes
     return found
 
@@ -176,14 +190,19 @@ def replicated_step(replicas: Replicas, optimizer: torch.optim.Optimizer, batch:
     return [loss.detach() for loss in losses]
 
 
-def contestants(architecture: Architecture, placement: Placement) -> Iterator[tuple[str, Architecture, Placement]]:
+def contestants(
+    architecture: Architecture, placement: Placement, overlap: bool = False
+) -> Iterator[tuple[str, Architecture, Placement]]:
     """The run's own layout, the same function whole on its first device, and the dense network there.
 
     Where the run has two devices, also two replicas of the same function: data parallelism, what towers compete with.
+    Where its towers overlap, also towers that wait.
     """
     single = Placement(placement.devices[:1], "the first of the run's devices")
     if not placement.whole:
         yield "towers", architecture, placement
+        if overlap:
+            yield WAITING, architecture, placement
     if architecture.towers > 1:
         yield "whole", architecture, single
     if len(distinct := tuple(dict.fromkeys(placement.devices))) > 1:
@@ -212,7 +231,8 @@ def compare(
     `limit` bytes of each device (None: in what is there) is left out, and its column says why; where the whole
     network is, no speed is set against another. DoesNotFitError if no layout fits.
     """
-    entrants = {name: (name, table, where) for name, table, where in contestants(architecture, placement)}
+    overlap = training.execution.overlap
+    entrants = {name: (name, table, where) for name, table, where in contestants(architecture, placement, overlap)}
     running: dict[str, Contender] = {}
     left_out: dict[str, str] = {}
     for name, entrant in entrants.items():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splitnet.network.architecture import Architecture
+from splitnet.network.execution import Execution
 from splitnet.network.layers import Block, Moment
 from splitnet.network.towers import SplitNet
 from splitnet.network.weights import join
@@ -23,12 +24,24 @@ Tensors = dict[str, list[Tensor]]
 STEPS = 3
 LEARNING_RATE = 1e-3
 
-TOLERANCES: Mapping[torch.dtype, Mapping[str, float]] = {
-    torch.float64: {"output": 1e-12, "gradient": 1e-12, "weights": 1e-12, "dropped": 0.0},
+TOLERANCES: Mapping[str, Mapping[str, float]] = {
+    "float64": {"output": 1e-12, "gradient": 1e-12, "weights": 1e-12, "dropped": 0.0},
     # One relu or pool maximum that rounding flips moves a whole gradient in float32, but hardly an output.
-    torch.float32: {"output": 1e-5, "gradient": 1e-2, "weights": 1e-4, "dropped": 0.0},
+    "float32": {"output": 1e-5, "gradient": 1e-2, "weights": 1e-4, "dropped": 0.0},
+    # 10 bits of mantissa, and 8: a rounding of 2 ** -11 and 2 ** -9 in every product, and more maxima that flip.
+    "tf32": {"output": 5e-3, "gradient": 5e-2, "weights": 1e-3, "dropped": 0.0},
+    "bf16": {"output": 2e-2, "gradient": 3e-1, "weights": 2e-3, "dropped": 0.0},
 }
 """The largest difference allowed, over the norm of what is compared; of dropped units, any."""
+
+ON_THE_WIRE = {"float32": "float32", "float16": "tf32", "bf16": "bf16"}
+"""A cast for the crossing rounds as products in that precision do."""
+
+
+def tolerances(precision: str, execution: Execution) -> Mapping[str, float]:
+    """The wider of a precision's and its wire's."""
+    names = [precision] if execution.wire is None else [precision, ON_THE_WIRE[execution.wire]]
+    return max((TOLERANCES[name] for name in names), key=lambda found: found["output"])
 
 
 @dataclass(frozen=True)

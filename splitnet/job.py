@@ -13,10 +13,12 @@ from splitnet import fitting
 from splitnet.errors import UsageError
 from splitnet.network import weights
 from splitnet.network.architecture import Architecture
+from splitnet.network.execution import Execution, Precision, Wire
 from splitnet.network.presets import preset, presets
 from splitnet.network.towers import SplitNet
 from splitnet.options import LARGEST, check_bounds, option
 from splitnet.parallel import ranks as processes
+from splitnet.parallel.capabilities import check_execution
 from splitnet.parallel.exchange import Link
 from splitnet.parallel.placement import Placement, check_processes, host, place
 from splitnet.parallel.ranks import Ranks
@@ -36,6 +38,9 @@ class RunOptions:
     devices: str | None = option(None, "one for each tower, joined by commas, or one for the whole network")
     data: str = option("fashion-mnist", "the images", NAMES)
     data_dir: Path | None = option(None, "where they are; an imagefolder has train/<class>/… and val/<class>/…")
+    workers: int = option(
+        4, "threads that decode images, and read the next batch while a step runs; 0 reads when the step asks"
+    )
     epochs: int | None = option(None, "passes over the training set, tested after each")
     steps: int | None = option(None, "steps, not epochs; 0 only tests, on all test images (30 if neither is given)")
     batch_size: int = option(64, "images in a step")
@@ -44,6 +49,14 @@ class RunOptions:
     weights: Path | None = option(None, "start from these: safetensors, by the whole network's names")
     resume: Path | None = option(None, "go on with this run, in its folder, from its last checkpoint", metavar="RUN")
     save_every: int | None = option(None, "steps from one checkpoint to the next; the last two are kept")
+    precision: str = option("float32", "what products are computed in", get_args(Precision))
+    wire: str | None = option(None, "what activations and gradients are cast to while they cross", get_args(Wire))
+    overlap: bool = option(False, "rows begin with their own tower's channels while the others' are under way")
+    compile: bool = option(False, "compile what a row computes (torch.compile: cuda and cpu)")
+    keep_memory: bool = option(True, "let glibc keep freed memory for the next step (CPU)")
+    machine: str | None = option(
+        None, "let fake devices' clocks run as this pair of GPUs: a name of predict's table, or a file"
+    )
     seed: int = option(0, "of weights, order and dropout")
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")
     link: str = option("device", "between devices, or through host memory where that link is unsound", get_args(Link))
@@ -58,7 +71,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "steps": 0, "seed": 0, "save_every": 1}
-        most = {"threads": (1, 1024), "batch_size": (1, 65536), "timeout": (5, 86400)}
+        most = {"threads": (1, 1024), "batch_size": (1, 65536), "timeout": (5, 86400), "workers": (0, 256)}
         check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | most)
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
@@ -96,6 +109,11 @@ class Job:
         return "host" if self.options.link == "host" else "device"
 
     @property
+    def execution(self) -> Execution:
+        options: Any = self.options
+        return Execution(options.precision, options.wire, options.overlap, options.compile)
+
+    @property
     def ranks(self) -> Ranks | None:
         return self.placement.ranks
 
@@ -107,7 +125,7 @@ class Job:
         return {name: getattr(self.options, name) for name in same} | {"data": data}
 
     def network(self) -> SplitNet:
-        net = host(self.architecture, self.placement, self.options.seed, self.link)
+        net = host(self.architecture, self.placement, self.options.seed, self.link, self.execution)
         if self.state is not None:
             net.load_whole_state_dict(self.state)
         return net
@@ -121,7 +139,9 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
     check_can_save(options)
     placement = _placed(options, architecture, party)
     try:
-        dataset = load(options.data, options.data_dir, size=architecture.size, seed=options.seed)
+        dataset = load(
+            options.data, options.data_dir, size=architecture.size, seed=options.seed, workers=options.workers
+        )
         architecture = architecture.adapted(dataset.channels, len(dataset.classes))
         state = None if options.weights is None else weights.read(options.weights, architecture)
     except OSError as error:  # a path that cannot even be looked at
@@ -135,7 +155,9 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
         placement = place(architecture, ranks=party.ranks)
     check_link(options, placement)
     fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
-    return Job(options, dataset, architecture, placement, state, checkpoint)
+    job = Job(options, dataset, architecture, placement, state, checkpoint)
+    check_execution(job.execution, placement.devices)
+    return job
 
 
 def check_link(options: RunOptions, placement: Placement) -> None:

@@ -219,7 +219,9 @@ class Learner:
         everybody = Ledger()
         for own in self.party.share(self.net.ledger.transfers(), "the audit"):
             everybody.add(own)
-        found = audit(job.architecture, job.placement, everybody.transfers(), learnt + tested, learnt, job.link)
+        itemsize = job.execution.itemsize
+        exchanged = everybody.transfers()
+        found = audit(job.architecture, job.placement, exchanged, learnt + tested, learnt, job.link, itemsize)
         images = sum(t.images for t in report.tests)
         told = f"In {counted(len(report.steps), 'step')} and {counted(images, 'test image')}, {found}"
         if job.ranks is None or job.ranks.replicas == 1:

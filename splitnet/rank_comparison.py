@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from splitnet.comparison import WARM_UP, Contender, Training, concluded, crossings, described
+from splitnet.comparison import WAITING, WARM_UP, Contender, Training, concluded, crossings, described
 from splitnet.fitting import DoesNotFitError
 from splitnet.measure.meter import OtherLoad, synchronize
 from splitnet.network.architecture import Architecture
@@ -32,7 +32,7 @@ class RankContender(Contender):
     """Who shares a batch here: for replicas of the whole network, towers of one."""
 
     def _network(self) -> SplitNet:
-        net = host(self.architecture, self.placement, self.training.seed, self.training.link)
+        net = host(self.architecture, self.placement, self.training.seed, self.training.link, self.execution)
         self.gradients = Ledger()
         self.model = gradients.replicated(net, self.ranks, self.gradients)
         return net
@@ -70,7 +70,8 @@ class RankContender(Contender):
 
     def _derived(self) -> dict[str, int]:
         replicas, images = self.ranks.replicas, len(self.training.batches[0].labels)
-        found = {} if self.placement.whole else crossings(self.architecture, -(-images // replicas) * replicas)
+        padded, size = -(-images // replicas) * replicas, self.execution.itemsize
+        found = {} if self.placement.whole else crossings(self.architecture, padded, size)
         if replicas > 1:
             found[GRADIENTS] = summed_bytes(self.architecture.parameters, replicas)
         return found
@@ -91,13 +92,20 @@ class Entrant:
         return Contender(*where) if self.alone else RankContender(*where, ranks=self.ranks)
 
 
-def entrants(architecture: Architecture, placement: Placement, link: Link = "device") -> Iterator[Entrant]:
-    """The run's own layout, the same function whole in the first process, replicas of it in all, the dense network."""
+def entrants(
+    architecture: Architecture, placement: Placement, link: Link = "device", overlap: bool = False
+) -> Iterator[Entrant]:
+    """The run's own layout, the same function whole in the first process, replicas of it in all, the dense network.
+
+    Where its towers overlap, also towers that wait.
+    """
     ranks = placement.ranks
     assert ranks is not None
     single = Placement(placement.devices, "the first process")
     if not placement.whole:
         yield Entrant("towers", architecture, placement, ranks)
+        if overlap:
+            yield Entrant(WAITING, architecture, placement, ranks)
     yield Entrant("whole" if architecture.towers > 1 else "dense", architecture, single, ranks, alone=True)
     if ranks.world > 1 and (link == "device" or ranks.device.type == "cpu"):  # sums of gradients take no other way
         yield Entrant("replicas", architecture, single, ranks.as_replicas())
@@ -120,7 +128,7 @@ def compare_ranks(
     """
     ranks = placement.ranks
     assert ranks is not None
-    known = list(entrants(architecture, placement, training.link))
+    known = list(entrants(architecture, placement, training.link, training.execution.overlap))
     running: dict[str, Contender] = {}
     left_out: dict[str, dict[str, Any]] = {}
     beside = OtherLoad()

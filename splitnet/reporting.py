@@ -48,7 +48,9 @@ class Report:
             "threads": torch.get_num_threads(),
             "parameters": architecture.parameters,
             "layers": [{"row": r.name, "parameters": r.parameters} for r in architecture.rows()],
-            "bytes_exchanged_a_step": 0 if job.placement.whole else architecture.bytes_exchanged(batch),
+            "bytes_exchanged_a_step": 0
+            if job.placement.whole
+            else architecture.bytes_exchanged(batch, itemsize=job.execution.itemsize),
             "resumed_at": None if job.checkpoint is None else job.checkpoint.step,
         }
         before = self._saved_on()
@@ -63,7 +65,7 @@ class Report:
                 f"Every {counted(job.options.save_every, 'step')} a checkpoint in {self.folder.path / 'checkpoints'}"
             )
             self.console.print(every, highlight=False, soft_wrap=True)
-        self.console.print(tables.layers(architecture, job.placement, batch))
+        self.console.print(tables.layers(architecture, job.placement, batch, job.execution.itemsize))
 
     def _saved_on(self) -> str:
         """Where a run that goes on was before, if that was elsewhere."""

@@ -47,7 +47,7 @@ def measure(job: Job, report: Report, stop: Stop) -> None:
     first = list(islice(batches(job.dataset.train, options.batch_size, keyed_order), WARM_UP + ROUNDS))
     whole = [batch for batch in first if len(batch.labels) == len(first[0].labels)]
     steps = [whole[i % len(whole)] for i in range(WARM_UP + ROUNDS)]  # small sets are gone through again
-    training = Training(steps, options.optimizer, options.lr, options.seed, job.state, job.link)
+    training = Training(steps, options.optimizer, options.lr, options.seed, job.state, job.link, job.execution)
     comparison: dict[str, Any] = {}
     of_job = (job.architecture, job.placement, training, ROUNDS, job.limit)
     layouts = compare(*of_job) if job.ranks is None else compare_ranks(*of_job, stop)

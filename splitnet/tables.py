@@ -29,7 +29,7 @@ def console() -> Console:
     return found
 
 
-def layers(architecture: Architecture, placement: Placement, batch: int) -> Table:
+def layers(architecture: Architecture, placement: Placement, batch: int, itemsize: int = 4) -> Table:
     """Each row of the network: what a tower makes of it, what it holds, and what crosses in front of it."""
     towers = architecture.towers
     table = _table(f"{architecture.name}: {towers} tower{'s' * (towers > 1)}, a step of {batch} images")
@@ -41,11 +41,11 @@ def layers(architecture: Architecture, placement: Placement, batch: int) -> Tabl
     told = range(min(towers, 2))  # from tower 1 on they are alike
     for row in architecture.rows():
         held = [f"{n:,}" if (n := row.parameters_on(tower)) else "-" for tower in told]
-        crossing = 0 if placement.whole else sum(t.bytes for t in row.transfers(batch))
+        crossing = 0 if placement.whole else sum(t.bytes for t in row.transfers(batch, itemsize))
         table.add_row(row.name, _shape(row), *held, f"{crossing:,}" if crossing else "")
     totals = [f"{architecture.parameters_on(tower):,}" for tower in told]
     table.add_section()
-    crossing = 0 if placement.whole else architecture.bytes_exchanged(batch)
+    crossing = 0 if placement.whole else architecture.bytes_exchanged(batch, itemsize=itemsize)
     table.add_row("all", f"{architecture.parameters:,} in all", *totals, f"{crossing:,}")
     return table
 
@@ -131,6 +131,7 @@ def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) 
     yield "step ms", [_spread(layout.get("step_ms"), 0) for layout in layouts]
     if _emulated(layouts):
         yield "  emulated", [_spread(layout.get("device_step_ms"), 0) for layout in layouts]
+        yield "  exposed", [_spread(layout.get("exposed_ms"), 1) for layout in layouts]
     yield "parameters", [f"{layout['parameters']:,}" for layout in layouts]
     if len(layouts) > 1:
         [base] = [layout for layout in layouts if layout["layout"] == comparison["base"]]

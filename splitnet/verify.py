@@ -4,20 +4,33 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
 
 from splitnet import tables
-from splitnet.equality import STEPS, TOLERANCES, Comparison, Trial, across_the_seam, attempt, compare, identical, images
+from splitnet.equality import (
+    STEPS,
+    Comparison,
+    Trial,
+    across_the_seam,
+    attempt,
+    compare,
+    identical,
+    images,
+    tolerances,
+)
 from splitnet.errors import UsageError
 from splitnet.faults import FAULTS, broken, check_has_place
 from splitnet.network.architecture import Architecture
+from splitnet.network.execution import Execution, Precision, Wire
 from splitnet.network.presets import preset, presets
 from splitnet.options import LARGEST, check_bounds, guarded, option, out_of_memory, parse, refuse
+from splitnet.parallel.capabilities import check_execution
 from splitnet.parallel.placement import Placement, host, place
 
-PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
+PRECISIONS = ("float64", *get_args(Precision))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +41,10 @@ class VerifyOptions:
     towers: int = option(2, "towers that share it")
     crosses: str | None = option(None, "rows that read every tower: names joined by commas, all, or none")
     devices: str | None = option(None, "one for each tower, joined by commas")
-    precision: str = option("float64", "of the proof", tuple(PRECISIONS))
+    precision: str = option("float64", "of the proof", PRECISIONS)
+    wire: str | None = option(None, "what activations and gradients are cast to while they cross", get_args(Wire))
+    overlap: bool = option(False, "rows begin with their own tower's channels while the others' are under way")
+    compile: bool = option(False, "compile what the towers' rows compute (torch.compile: cuda and cpu)")
     break_: str | None = option(None, "make a mistake on purpose, which must be found", tuple(FAULTS))
     batch_size: int = option(4, "images in a step")
     seed: int = option(0, "of weights, images and dropout")
@@ -36,6 +52,13 @@ class VerifyOptions:
 
     def __post_init__(self) -> None:
         check_bounds(self, {"batch_size": (2, 65536), "seed": (0, LARGEST), "threads": (1, 1024)})
+
+    @property
+    def execution(self) -> Execution:
+        """Of the towers. Proofs in float64 turn the whole network into that."""
+        precision: Any = "float32" if self.precision == "float64" else self.precision
+        wire: Any = self.wire
+        return Execution(precision, wire, self.overlap, self.compile)
 
 
 def check(options: VerifyOptions) -> tuple[Architecture, Placement]:
@@ -45,12 +68,15 @@ def check(options: VerifyOptions) -> tuple[Architecture, Placement]:
         check_has_place(options.break_, architecture)
         if options.precision != "float64":  # whose tolerances are too wide to show every mistake a thousandfold
             raise UsageError(f"--break {options.break_} --precision {options.precision}: mistakes are shown in float64")
+        if options.execution != Execution():
+            raise UsageError(f"--break {options.break_}: mistakes are shown without --wire, --overlap and --compile")
     placement = place(architecture, None if options.devices is None else options.devices.split(","))
     if placement.whole:
         raise UsageError(
             f"--towers {options.towers} on {placement}: one piece on one device has nothing to be compared with"
             " (name a device for each of two or more towers)"
         )
+    check_execution(options.execution, placement.devices)
     return architecture, placement
 
 
@@ -59,32 +85,38 @@ class Proof:
 
     def __init__(self, options: VerifyOptions, architecture: Architecture, placement: Placement) -> None:
         self.options, self.architecture, self.placement = options, architecture, placement
-        self.dtype = PRECISIONS[options.precision]
+        self.dtype = torch.float64 if options.precision == "float64" else torch.float32
+        self.tolerances = tolerances(options.precision, options.execution)
         self.pixels, self.labels = images(architecture, options.batch_size, options.seed, self.dtype)
 
-    def trial(self, placement: Placement, architecture: Architecture, fault: str | None = None) -> Trial:
-        net = host(architecture, placement, self.options.seed).to(self.dtype)
+    def trial(
+        self, placement: Placement, architecture: Architecture, execution: Execution, fault: str | None = None
+    ) -> Trial:
+        net = host(architecture, placement, self.options.seed, execution=execution).to(self.dtype)
         if fault is not None:
             net = broken(fault, net, placement.devices)
         return attempt(net, self.pixels, self.labels)
 
     def towers(self) -> Trial:
-        return self.trial(self.placement, self.architecture, self.options.break_)
+        return self.trial(self.placement, self.architecture, self.options.execution, self.options.break_)
 
     def against_whole(self, towers: Trial) -> list[Comparison]:
-        """Every row against the whole network in one piece on the first device, the worst first."""
+        """Every row against the whole network in one piece on the first device, the worst first.
+
+        It computes in the same precision, row by row, and nothing crosses in it.
+        """
         seam = self.options.break_ == "lrn-across"
         table = across_the_seam(self.architecture) if seam else self.architecture
-        whole = self.trial(Placement(self.placement.devices[:1], ""), table)
-        tolerances = TOLERANCES[self.dtype]
-        return sorted(compare(self.architecture, towers, whole), key=lambda row: -row.excess(tolerances))
+        plain = Execution(self.options.execution.precision)
+        whole = self.trial(Placement(self.placement.devices[:1], ""), table, plain)
+        return sorted(compare(self.architecture, towers, whole), key=lambda row: -row.excess(self.tolerances))
 
     def against_towers(self, towers: Trial) -> Iterator[tuple[str, list[str]]]:
         """(where, names of what is not equal to the bit) for all towers on one device."""
         first = self.placement.devices[0]
         for device in dict.fromkeys((first, torch.device("cpu") if first.type == "fake" else first)):
             together = Placement((device,) * self.architecture.towers, "")
-            yield str(device), identical(towers, self.trial(together, self.architecture))
+            yield str(device), identical(towers, self.trial(together, self.architecture, self.options.execution))
 
 
 @contextmanager
@@ -104,7 +136,7 @@ def exact_kernels() -> Iterator[None]:
 
 def prove(proof: Proof, console: Console) -> bool:
     """Print every row, the worst first, and what follows from it."""
-    options, tolerances = proof.options, TOLERANCES[proof.dtype]
+    options, tolerances = proof.options, proof.tolerances
     towers = proof.towers()
     rows = proof.against_whole(towers)
     console.print(tables.differences(rows, tolerances, options.precision, STEPS))

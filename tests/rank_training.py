@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from experiments.layouts import Trained, trained
 from splitnet.network.architecture import Architecture
+from splitnet.network.execution import Execution
 from splitnet.parallel import ranks as processes
 from splitnet.parallel.ranks import Ranks
 
@@ -21,18 +22,26 @@ REST = 7
 """Images in the last batch of an epoch, which replicas cannot share equally."""
 
 
-def cases(towers: int) -> dict[str, tuple[Architecture, torch.dtype]]:
+def cases(towers: int) -> dict[str, tuple[Architecture, torch.dtype, Execution]]:
     """The networks that are trained."""
-    return {
-        f"{name}-{towers}-{str(dtype).removeprefix('torch.')}": (small(name, towers), dtype)
+    plain = {
+        f"{name}-{towers}-{str(dtype).removeprefix('torch.')}": (small(name, towers), dtype, Execution())
         for name in ("fashion", "alexnet")
         for dtype in (torch.float64, torch.float32)
     }
+    crossing = {
+        "overlap": Execution(overlap=True),
+        "wire": Execution(wire="float16"),
+        "overlap-wire": Execution(wire="bf16", overlap=True),
+    }
+    others = {f"{how}-{towers}-float64": (small("alexnet", towers), torch.float64, e) for how, e in crossing.items()}
+    return plain | (others if towers > 1 else {})
 
 
 def attempt(case: str, towers: int, *, ranks: Ranks | None = None, devices: list[str] | None = None) -> Trained:
-    architecture, dtype = cases(towers)[case]
-    return trained(architecture, dtype, ranks=ranks, devices=devices, steps=STEPS, batch_size=BATCH, lr=0.01)
+    architecture, dtype, execution = cases(towers)[case]
+    how = {"steps": STEPS, "batch_size": BATCH, "lr": 0.01}
+    return trained(architecture, dtype, ranks=ranks, devices=devices, execution=execution, **how)
 
 
 def main(out: Path, towers: int, device: str = "cpu") -> None:

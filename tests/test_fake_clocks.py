@@ -268,6 +268,16 @@ def test_what_has_not_arrived_may_not_be_used():
     other.copied * 2
 
 
+def test_what_was_copied_before_a_reset_is_there():
+    x = torch.ones(250, device=ONE)
+    copied = Beside(x, TWO).copied
+    _at_zero()
+    other = Beside(x, TWO)
+    copied * 2
+    with pytest.raises(RuntimeError, match="still copying"):
+        other.copied * 2
+
+
 def test_a_stream_that_was_used_is_left_again_after_an_error():
     module = torch.get_device_module(ONE)
     side = module.Stream(ONE)

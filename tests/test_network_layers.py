@@ -78,7 +78,7 @@ def test_conv1_of_2012_reads_three_zeros_at_the_right_and_the_bottom():
     block = Block(table, table.rows()[0], [0])
     torch.nn.init.normal_(block.weight), torch.nn.init.normal_(block.bias)
     x = torch.randn(1, 3, 224, 224)
-    out = block.convolve(x)
+    out = block.product(x, block.weight, block.bias)
     assert out.shape == (1, 96, 55, 55)
     assert torch.allclose(out[..., :54, :54], F.conv2d(x, block.weight, block.bias, stride=4), atol=1e-4)
     edge = F.conv2d(F.pad(x[..., 216:, 216:], (0, 3, 0, 3)), block.weight, block.bias)
@@ -179,4 +179,4 @@ def test_grouped_units_read_their_own_towers_features():
     x = torch.randn(3, row.channels * row.side**2, dtype=torch.float64)
     parts = zip(x.chunk(2, 1), block.weight.chunk(2), block.bias.chunk(2), strict=True)
     expected = torch.cat([F.linear(*part) for part in parts], dim=1)
-    assert relative(block.multiply(x), expected) < 1e-14
+    assert relative(block.product(x, block.weight, block.bias), expected) < 1e-14

@@ -29,14 +29,15 @@ def test_every_layout_trains_the_same_network(layout, tmp_path):
     world, towers, padding = LAYOUTS[layout]
     ended = torchrun(world, TESTS / "rank_training.py", tmp_path, str(towers))
     assert ended.code == 0, ended.err
-    for case, (architecture, dtype) in cases(towers).items():
+    for case, (architecture, dtype, execution) in cases(towers).items():
         theirs = Trained.read(tmp_path / f"{case}.safetensors")
-        check_equals_one_device(theirs, case, towers)
+        if execution.wire is None:  # a cast flips where the sums of replicas are rounded otherwise
+            check_equals_one_device(theirs, case, towers)
         assert set(zip(theirs.images, theirs.padding, strict=True)) == {(BATCH, 0), (REST, padding)}, case
         if towers > 1:
-            check_collectives(theirs, architecture, dtype)
+            check_collectives(theirs, architecture, (execution.crosses_as or dtype).itemsize)
         if layout == "two processes":
-            check_same_bits(theirs, attempt(case, towers, devices=["cpu", "cpu"]))
+            check_same_bits(theirs, attempt(case, towers, devices=["cpu", "cpu"]), case)
 
 
 def check_equals_one_device(theirs, case, towers):
@@ -50,19 +51,19 @@ def check_equals_one_device(theirs, case, towers):
     assert theirs.images == ours.images
 
 
-def check_collectives(theirs, architecture, dtype):
+def check_collectives(theirs, architecture, itemsize):
     """Those of the table, in number and in bytes."""
     a_step = {"all_gather": 3, "gather": 1, "reduce_scatter": 3, "scatter": 1}
     assert theirs.collectives == {kind: count * STEPS for kind, count in a_step.items()}
     crossed = sum(theirs.images) + sum(theirs.padding)
-    assert theirs.bytes == architecture.bytes_exchanged(1) * crossed * dtype.itemsize // 4
+    assert theirs.bytes == architecture.bytes_exchanged(1) * crossed * itemsize // 4
 
 
-def check_same_bits(theirs, ours):
-    """Two processes do what two devices of one process do."""
-    assert theirs.losses == ours.losses
-    assert all(torch.equal(theirs.gradients[name], tensor) for name, tensor in ours.gradients.items())
-    assert all(torch.equal(theirs.weights[name], tensor) for name, tensor in ours.weights.items())
+def check_same_bits(theirs, ours, case):
+    """Two processes do what two devices of one process do, casts for the crossing and overlap included."""
+    assert theirs.losses == ours.losses, case
+    assert all(torch.equal(theirs.gradients[name], tensor) for name, tensor in ours.gradients.items()), case
+    assert all(torch.equal(theirs.weights[name], tensor) for name, tensor in ours.weights.items()), case
 
 
 def test_build_gives_each_process_its_tower(tmp_path):

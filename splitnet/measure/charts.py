@@ -144,6 +144,8 @@ def clocked(summary: Summary, entry: Layout) -> dict[str, float] | None:
 def speeds(summary: Summary) -> Table:
     own = "emulated" if summary.emulated else "device"
     columns = ["images/s", "least", "greatest", "n", "step ms, wall", f"step ms, {own}", "speed ratio", "low", "high"]
+    exposed = any(entry.get("exposed_ms") for entry in summary.layouts)
+    columns[6:6] = ["exposed ms"] * exposed
     rows = []
     for entry in summary.layouts:
         if not fits(entry):
@@ -152,6 +154,8 @@ def speeds(summary: Summary) -> Table:
         images, ratio, clock = entry["images_per_second"], entry.get("ratio"), entry.get("device_step_ms")
         told = [*(f"{images[key]:,.1f}" for key in ("median", "least", "greatest")), f"{images['n']:,}"]
         told += [f"{entry['step_ms']['median']:,.1f}", f"{clock['median']:,.1f}" if clock else ""]
+        waits = entry.get("exposed_ms")
+        told += [f"{waits['median']:,.2f}" if waits else ""] * exposed
         told += [f"{x:.3f}" for x in (ratio["median"], *interval(ratio))] if ratio else ["", "", ""]
         rows.append([heading(entry), *told])
     return Table("Speed of each layout", ["layout", *columns], rows)

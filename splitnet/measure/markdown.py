@@ -66,19 +66,23 @@ def _text(text: str) -> str:
 
 def _speed(summary: Summary) -> Iterator[str]:
     rows, unfit = [], []
+    exposed = any(layout.get("exposed_ms") for layout in summary.layouts)
     for layout in summary.layouts:
         if not fits(layout):
             unfit.append(f"{heading(layout)} does not fit: {layout['does_not_fit']}")
             continue
-        spreads = (layout["images_per_second"], layout["step_ms"], layout.get("device_step_ms"))
+        spreads = [layout["images_per_second"], layout["step_ms"], layout.get("device_step_ms")]
+        spreads += [layout.get("exposed_ms")] * exposed
         ratio = _ratio(layout.get("ratio"))
         parameters = layout.get("parameters")
-        told = [_spread(spread, digits) for spread, digits in zip(spreads, (1, 0, 0), strict=True)]
+        told = [_spread(spread, digits) for spread, digits in zip(spreads, (1, 0, 0, 2), strict=False)]
         rows.append([heading(layout), *told, ratio, "" if parameters is None else f"{parameters:,}"])
     base = summary.comparison["base"] if summary.comparison else ""
     known = any((layout.get("ratio") or {}).get("low") is not None for layout in summary.measured)
     clock = "step ms, emulated" if summary.emulated else "step ms, device"
-    yield table(["layout", "images/s", "step ms, wall", clock, f"speed / {base}{', 99 %' * known}", "parameters"], rows)
+    waits = ["exposed ms"] * exposed
+    ratios = f"speed / {base}{', 99 %' * known}"
+    yield table(["layout", "images/s", "step ms, wall", clock, *waits, ratios, "parameters"], rows)
     if rows and summary.comparison:
         yield f"{_notes(summary.comparison)} {on_layouts(summary.comparison)}".rstrip()
     yield "\n".join(f"- {_text(line)}" for line in unfit)

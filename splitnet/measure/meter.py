@@ -82,6 +82,9 @@ class Sample:
     wall: float
     device: float | None
     """On the first device's own clock: emulated for a fake device, None on the plain CPU."""
+    exposed: float | None = None
+    """Of that, copies between devices beside which nothing was computed, on the device with most of them; None where
+    clocks do not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,7 @@ def _timed(layout: Layout, number: int) -> Sample:
     module = counters(layout.devices[0]) if all(map(counters, layout.devices)) else None
     begun, ended = [module.Event(enable_timing=True) for _ in range(2)] if module else (None, None)
     synchronize(layout.devices)
+    before = _exposed(layout.devices)
     start = time.perf_counter()
     _record(begun, layout.devices[0])
     layout.step(number)
@@ -134,7 +138,14 @@ def _timed(layout: Layout, number: int) -> Sample:
     _record(ended, layout.devices[0])
     synchronize(layout.devices)
     wall = time.perf_counter() - start
-    return Sample(wall, begun.elapsed_time(ended) / 1000 if begun else None)
+    exposed = max((b - a for a, b in zip(before, _exposed(layout.devices), strict=True)), default=None)
+    return Sample(wall, begun.elapsed_time(ended) / 1000 if begun else None, exposed)
+
+
+def _exposed(devices: Devices) -> list[float]:
+    """Of each device whose clock adds up what it is spent on: fake ones."""
+    told = (d for d in dict.fromkeys(devices) if hasattr(counters(d), "exposed"))
+    return [counters(device).exposed(device) for device in told]
 
 
 def _record(event: Any, device: torch.device) -> None:

@@ -100,6 +100,9 @@ def _of_layout(layout: Figures) -> Iterator[Metric]:
     yield _spread("step_ms", layout["step_ms"], "ms", "lower", "step, wall time")
     if layout.get("device_step_ms") is not None:
         yield _spread("device_step_ms", layout["device_step_ms"], "ms", "lower", "step, on the devices' clocks")
+    if layout.get("exposed_ms") is not None:
+        text = "exchanges in a step that nothing hides, on the devices' clocks"
+        yield _spread("exposed_ms", layout["exposed_ms"], "ms", "lower", text)
     memory = layout["memory"]
     if memory:
         peak = max(m["peak"] for m in memory.values())

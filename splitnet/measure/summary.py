@@ -185,7 +185,12 @@ def _figures(found: Summary) -> Iterator[Metric]:
 GRADIENTS = "gradients"
 """What stands in a row's place where replicas sum theirs."""
 
-HEADINGS = {"towers": "{towers} towers", "whole": "same, whole", "replicas": "{replicas} replicas"}
+HEADINGS = {
+    "towers": "{towers} towers",
+    "waiting": "no overlap",
+    "whole": "same, whole",
+    "replicas": "{replicas} replicas",
+}
 
 REPLICAS = (
     "Replicas are data parallelism: each holds the whole network, takes its share of the images, and gets the sum of"

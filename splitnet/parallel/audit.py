@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitnet.network.architecture import Architecture, Transfer
-from splitnet.parallel import exchange, fake
+from splitnet.parallel import exchange, fake, overlap
 from splitnet.parallel.placement import Placement
 
 PACKAGE = Path(exchange.__file__).parents[1]
@@ -18,6 +18,9 @@ HOST_READERS = (LOOP, "network/weights.py", MEMORY)
 """Where a step's outcome and weights reach it."""
 OUTCOME = 16
 """Bytes that the loop reads after a step or a test batch: two numbers."""
+
+EXCHANGES = (Path(exchange.__file__), Path(overlap.__file__))
+"""Where what crosses is copied."""
 
 DETOUR = frozenset(line for *_, line in exchange.through_host.__code__.co_lines() if line)
 """Lines of exchange.py that copy to the host and from it what crosses by way of it."""
@@ -60,6 +63,7 @@ def audit(
     forward: int,
     backward: int,
     link: exchange.Link = "device",
+    itemsize: int = 4,
 ) -> Audit:
     """Hold a ledger, since it was cleared, against the table for `forward` images, `backward` of them learnt from.
 
@@ -67,7 +71,9 @@ def audit(
     through the host, as `link` says. UnknownCopyError names the first row, or file and line, that does not fit.
     """
     recorded = Counter({_place(t): t.bytes for t in ledger})
-    expected = Counter() if placement.whole else _expected(architecture, {"forward": forward, "backward": backward})
+    expected = (
+        Counter() if placement.whole else _expected(architecture, itemsize, {"forward": forward, "backward": backward})
+    )
     for place in dict.fromkeys([*expected, *recorded]):
         if recorded[place] != expected[place]:
             row, phase, source, target = place
@@ -94,8 +100,9 @@ def _place(transfer: Transfer) -> tuple[str, str, int, int]:
     return (transfer.row, transfer.phase, transfer.source, transfer.target)
 
 
-def _expected(architecture: Architecture, images: dict[str, int]) -> Counter[tuple[str, str, int, int]]:
-    return Counter({_place(t): t.bytes * images[t.phase] for t in architecture.transfers(1) if images[t.phase]})
+def _expected(architecture: Architecture, itemsize: int, images: dict[str, int]) -> Counter[tuple[str, str, int, int]]:
+    transfers = architecture.transfers(1, itemsize)
+    return Counter({_place(t): t.bytes * images[t.phase] for t in transfers if images[t.phase]})
 
 
 def _hold_host(copies: Counter[fake.Copy]) -> None:
@@ -137,7 +144,7 @@ def _pairs(recorded: Counter[tuple[str, str, int, int]], where: Placement, link:
 def _hold_crossed(copies: Counter[fake.Copy], known: Counter[Pair]) -> None:
     found: Counter[Pair] = Counter()
     for copy, count in copies.items():
-        if Path(copy.file) != Path(exchange.__file__):
+        if Path(copy.file) not in EXCHANGES:
             raise UnknownCopyError(
                 f"{copy.file}:{copy.line} copies {copy.bytes:,} bytes from {copy.source} to {copy.target}"
                 f" ({copy.phase}), which is no crossing of the table"

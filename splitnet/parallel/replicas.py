@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from splitnet import spans
 from splitnet.network.architecture import Architecture, Transfer
+from splitnet.network.execution import Execution
 from splitnet.network.towers import Span, SplitNet
 from splitnet.parallel.exchange import Ledger
 from splitnet.parallel.placement import Placement, host
@@ -130,6 +131,9 @@ def _flattened(parameters: Sequence[nn.Parameter]) -> Tensor:
     return flat
 
 
-def replicate(architecture: Architecture, devices: Sequence[torch.device], seed: int) -> Replicas:
+def replicate(
+    architecture: Architecture, devices: Sequence[torch.device], seed: int, execution: Execution = Execution()
+) -> Replicas:
     """The whole network on each of these devices, with PyTorch's own initial weights drawn from `seed`."""
-    return Replicas([host(architecture, Placement((device,), "a replica"), seed) for device in devices])
+    places = [Placement((device,), "a replica") for device in devices]
+    return Replicas([host(architecture, place, seed, execution=execution) for place in places])

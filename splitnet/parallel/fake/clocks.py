@@ -58,6 +58,8 @@ _spent: list[Spent] = []
 _since: list[tuple[list[Interval], list[Interval]]] = []  # copies not yet in the past: devices', the host's
 _current: list[Stream | None] = []  # the stream that copies are asked of; None: the main one
 _aside: list[float] = []  # when the copies of all other streams are done
+resets = 0
+"""How often the clocks began again: what was noted before has another zero."""
 
 
 def grow(devices: int) -> None:
@@ -177,7 +179,8 @@ def _covered(intervals: Iterable[Interval], since: float, until: float) -> float
 
 def reset() -> None:
     """Clocks at 0, full speed, the default link."""
-    global _host
+    global _host, resets
+    resets += 1
     link.bytes_per_second, link.latency = Link().bytes_per_second, Link().latency
     _host = 0.0
     _busy.clear()

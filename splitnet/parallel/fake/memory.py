@@ -7,7 +7,7 @@ failed before: the result is dropped and what was allocated stays as it was.
 
 import torch
 
-from splitnet.parallel.fake import log
+from splitnet.parallel.fake import clocks, log
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB")
 
@@ -26,13 +26,22 @@ def grow(devices: int) -> None:
 class Block:
     """The memory of one storage. It hangs on the storage object and is released with it."""
 
-    __slots__ = ("index", "nbytes", "ready")
+    __slots__ = ("_clocks", "_ready", "index", "nbytes")
 
     def __init__(self, index: int, nbytes: int) -> None:
         self.index = index
         self.nbytes = 0  # nothing to release if the line below raises
-        self.ready = 0.0  # seconds on the clock at which a copy has brought all of it
+        self.ready = 0.0
         self.resize(nbytes)
+
+    @property
+    def ready(self) -> float:
+        """Seconds on the clock at which a copy has brought all of it; 0 if that was before the clocks were reset."""
+        return self._ready if self._clocks == clocks.resets else 0.0
+
+    @ready.setter
+    def ready(self, seconds: float) -> None:
+        self._ready, self._clocks = seconds, clocks.resets
 
     def resize(self, nbytes: int) -> None:
         """Count `nbytes` from now on, or raise torch.OutOfMemoryError and count what was counted."""

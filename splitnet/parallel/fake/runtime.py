@@ -65,6 +65,11 @@ def synchronize(device: Device = None) -> None:
     clocks.synchronize(None if device is None else devices.required(device))
 
 
+def exposed(device: Device = None) -> float:
+    """Seconds of copies between devices beside which `device` did nothing, up to its last operation or alignment."""
+    return clocks.sums()[devices.required(device)].exposed
+
+
 def memory_allocated(device: Device = None) -> int:
     """Bytes of the storages that are alive."""
     return memory.allocated[devices.required(device)]
