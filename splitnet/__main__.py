@@ -11,6 +11,7 @@ COMMANDS = {
     "verify": "prove that the towers equal the whole network on one device",
     "doctor": "test devices and the links between them bit for bit, both ways",
     "report": "make a run's pages again, or compare two runs",
+    "predict": "cost on paper: memory, bytes, step time on given GPUs and links",
     "view": "open a run's timeline in Perfetto, or the run in TensorBoard",
 }
 

@@ -7,8 +7,9 @@ import torchvision
 from layouts import batch, relative, small
 
 from splitnet.network.architecture import Norm
-from splitnet.network.layers import Block, Moment, kept_units, response_norm, spatial_response_norm
+from splitnet.network.layers import Block, Moment, kept_units
 from splitnet.network.presets import PRESETS, preset
+from splitnet.network.response_norm import response_norm, spatial_response_norm
 from splitnet.parallel.placement import build
 
 ORDERS = {  # preset: what follows the products of conv1, conv2 and conv5

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splitnet import keyed
-from splitnet.network.architecture import Architecture, Norm, Op, Row
+from splitnet.network.architecture import Architecture, Op, Row
 from splitnet.network.execution import Execution
+from splitnet.network.response_norm import response_norm, spatial_response_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,7 @@ class Block(nn.Module):
     def normalise(self, x: Tensor) -> Tensor:
         """Each tower's channels by themselves, unless the table's norm runs across the towers."""
         norm = self.architecture.norm
-        if len(self.towers) == 1 or norm.across_towers:
-            return response_norm(x, norm)
-        return torch.cat([response_norm(part, norm) for part in x.chunk(len(self.towers), dim=1)], dim=1)
+        return response_norm(x, norm, towers=1 if norm.across_towers else len(self.towers))
 
     def drop(self, x: Tensor, moment: Moment) -> Tensor:
         chance = self.architecture.dropout
@@ -180,18 +179,3 @@ def kept_units(images: Tensor, units: Tensor, key: int, chance: float) -> Tensor
     rows = keyed.mix(keyed.mix(images) ^ key)
     columns = keyed.mix((units + keyed.key(key)) % keyed.RANGE)
     return keyed.mix(rows[:, None] ^ columns[None, :]) >= round(chance * keyed.RANGE)
-
-
-def response_norm(x: Tensor, norm: Norm) -> Tensor:
-    """Return x / (k + alpha/n * (sum of squares over n channels)) ** beta, on (B, C, S, S)."""
-    before, behind = norm.size // 2, (norm.size - 1) // 2
-    squares = F.pad((x * x).flatten(2).unsqueeze(1), (0, 0, before, behind))  # (B, 1, C + n - 1, S * S)
-    # not F.local_response_norm: it pools in three dimensions, which has no deterministic backward on CUDA
-    means = F.avg_pool2d(squares, (norm.size, 1), stride=1).view(x.shape)
-    return x / (norm.k + norm.alpha * means) ** norm.beta
-
-
-def spatial_response_norm(x: Tensor, norm: Norm) -> Tensor:
-    """The same over n*n places of one channel: "cnorm2" of 2012, which the paper does not mention."""
-    squares = F.avg_pool2d(x * x, norm.size, stride=1, padding=norm.size // 2)
-    return x / (norm.k + norm.alpha * squares) ** norm.beta
