@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from splitnet import fitting
+from splitnet.allocator import keep_freed_memory
 from splitnet.errors import UsageError
 from splitnet.network import weights
 from splitnet.network.architecture import Architecture
@@ -98,6 +99,8 @@ class Job:
     """Weights to start from; None draws them."""
     checkpoint: Checkpoint | None = None
     """Where to go on."""
+    allocator: str = ""
+    """What the CPU's memory is freed to."""
 
     @property
     def limit(self) -> int | None:
@@ -133,6 +136,7 @@ class Job:
 
 def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = None) -> Job:
     """Read and check everything that a person can get wrong. UsageError, and nothing left behind."""
+    allocator = keep_freed_memory() if options.keep_memory else "as it is: --no-keep-memory"
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     architecture = preset(options.preset, options.towers, options.crosses)
@@ -155,7 +159,7 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
         placement = place(architecture, ranks=party.ranks)
     check_link(options, placement)
     fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
-    job = Job(options, dataset, architecture, placement, state, checkpoint)
+    job = Job(options, dataset, architecture, placement, state, checkpoint, allocator)
     check_execution(job.execution, placement.devices)
     return job
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from torch import Tensor
 
 from splitnet import pages, tables
+from splitnet.emulation import Emulation
 from splitnet.job import Job
 from splitnet.measure import scalars, traces
 from splitnet.measure.lanes import UntiedError
@@ -14,10 +15,13 @@ from splitnet.measure.profiler import Profile
 from splitnet.measure.ranks import RankTrace, write_ranks
 from splitnet.measure.records import RunFolder, environment, plain, read_run, timestamp
 from splitnet.measure.summary import named
+from splitnet.parallel.capabilities import is_slow
 from splitnet.parallel.placement import describe
 from splitnet.party import Party
 from splitnet.training.checkpoint import Checkpoints
 from splitnet.training.loop import Step, Test
+
+SLOW = "this CPU has no instructions for it (avx512_bf16, amx) and computes it slower than float32."
 
 
 class Report:
@@ -27,9 +31,16 @@ class Report:
     """
 
     def __init__(
-        self, job: Job, folder: RunFolder | None, console: Console, party: Party, earlier: list[dict[str, Any]]
+        self,
+        job: Job,
+        folder: RunFolder | None,
+        console: Console,
+        party: Party,
+        earlier: list[dict[str, Any]],
+        emulation: Emulation | None = None,
     ) -> None:
         self.job, self.folder, self.console, self.party, self.earlier = job, folder, console, party, earlier
+        self.emulation = emulation
         self.tests: list[Test] = []
         self.steps: list[Step] = []
         self.profile: Profile | None = None
@@ -46,6 +57,8 @@ class Report:
             "reason": job.placement.reason,
             "data": job.dataset.origin,
             "threads": torch.get_num_threads(),
+            "allocator": job.allocator,
+            "machine": None if self.emulation is None else self.emulation.as_dict(),
             "parameters": architecture.parameters,
             "layers": [{"row": r.name, "parameters": r.parameters} for r in architecture.rows()],
             "bytes_exchanged_a_step": 0
@@ -65,6 +78,11 @@ class Report:
                 f"Every {counted(job.options.save_every, 'step')} a checkpoint in {self.folder.path / 'checkpoints'}"
             )
             self.console.print(every, highlight=False, soft_wrap=True)
+        if self.emulation is not None:
+            self.console.print(str(self.emulation), highlight=False, soft_wrap=True)
+        slow = [device for device in job.placement.devices if is_slow(job.execution.precision, device)]
+        if slow:
+            self.console.print(f"{job.options.precision}: {SLOW}", highlight=False, soft_wrap=True)
         self.console.print(tables.layers(architecture, job.placement, batch, job.execution.itemsize))
 
     def _saved_on(self) -> str:

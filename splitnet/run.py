@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from splitnet import fitting, tables
+from splitnet import emulation, fitting, tables
 from splitnet.comparison import WARM_UP, Training, compare
 from splitnet.errors import UsageError
 from splitnet.fitting import DoesNotFitError
@@ -64,6 +64,11 @@ def measure(job: Job, report: Report, stop: Stop) -> None:
             raise DivergedError(
                 f"the comparison: the loss of {layout['layout']} is not finite; a smaller --lr may help"
             )
+    if report.emulation is not None:
+        replicas = max((layout.get("replicas", 0) for layout in comparison["layouts"]), default=0) or 2
+        paper = emulation.predictions(job, report.emulation.machine, replicas)
+        for layout in comparison["layouts"]:
+            layout["predicted"] = paper.get(layout["layout"])
     folder.write("compare", comparison)
     report.console.print(tables.results(comparison))
     report.console.print(tables.notes(comparison), highlight=False)
@@ -177,6 +182,7 @@ def start(argv: Sequence[str] | None, party: Party) -> Job:
     """All that comes before anything is written or told. UsageError for what a person got wrong."""
     options, checkpoint = read_options(__doc__ or "", argv, party)
     job = prepare(options, party, checkpoint)
+    emulation.check(options, job.placement)
     check_links(job)
     return job
 
@@ -188,11 +194,12 @@ def _earlier(folder: RunFolder) -> list[dict[str, Any]]:
 
 def open_report(job: Job, party: Party, console: Console) -> Report:
     """What is known before the training, written and told. OSError if it cannot be; a new folder goes again."""
+    emulated = emulation.begin(job)
     folder = open_folder(job, party)
     try:
         earlier = _earlier(folder) if folder is not None and job.checkpoint is not None else []
         party.agree({})
-        report = Report(job, folder, console, party, earlier)
+        report = Report(job, folder, console, party, earlier, emulated)
         report.opening()
     except BaseException as error:
         if folder is not None:

@@ -1,5 +1,6 @@
 """What a run prints: tables of 80 columns, made from the same data as its files."""
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
@@ -104,20 +105,25 @@ def results(comparison: dict[str, Any]) -> Table:
     layouts = comparison["layouts"]
     table = _table(f"Training steps, {comparison['rounds']} in alternation after {comparison['warm_up']} of warm-up")
     table.collapse_padding = True  # five columns in 80
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for layout in layouts:
-        table.add_column(_heading(layout), justify="right")
+        table.add_column(_heading(layout, in_a_line=2 if len(layouts) < 5 else 1), justify="right")
     for name, cells in _result_rows(comparison, layouts):
         if any(cells):
-            table.add_row(name, *cells)
+            table.add_row(name, *(cells if len(layouts) < 5 else map(_narrow, cells)))
     return table
 
 
-def _heading(layout: dict[str, Any]) -> str:
-    """The layout, and its devices as --devices takes them, two in a line: four columns are to fit."""
+def _narrow(cell: str) -> str:
+    """A range on two lines: a column that is too narrow would cut it."""
+    return re.sub(r"\((\S+)-(\S+)\)$", r"(\1-\n\2)", cell) if len(cell.rpartition("\n")[2]) > 10 else cell
+
+
+def _heading(layout: dict[str, Any], in_a_line: int) -> str:
+    """The layout, and its devices as --devices takes them, so many in a line that all columns fit."""
     devices = named(layout["devices"])
-    pairs = (",".join(devices[i : i + 2]) for i in range(0, len(devices), 2))
-    return f"{_name(layout)}\n" + ",\n".join(pairs)
+    lines = (",".join(devices[i : i + in_a_line]) for i in range(0, len(devices), in_a_line))
+    return f"{_name(layout)}\n" + ",\n".join(lines)
 
 
 def _name(layout: dict[str, Any]) -> str:
@@ -132,6 +138,8 @@ def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) 
     if _emulated(layouts):
         yield "  emulated", [_spread(layout.get("device_step_ms"), 0) for layout in layouts]
         yield "  exposed", [_spread(layout.get("exposed_ms"), 1) for layout in layouts]
+    if any(layout.get("predicted") for layout in layouts):
+        yield "  on paper", [f"{p['step_ms']:,.1f}" if (p := layout.get("predicted")) else "" for layout in layouts]
     yield "parameters", [f"{layout['parameters']:,}" for layout in layouts]
     if len(layouts) > 1:
         [base] = [layout for layout in layouts if layout["layout"] == comparison["base"]]

@@ -24,7 +24,8 @@ SHARED = {"errors", "spans", "keyed"}
 COMMANDS = {"__main__", "run", "verify", "doctor", "report", "view", "predict", "convert", "prepare"}
 COMMAND_PARTS = {
     *("options", "comparison", "equality", "faults", "tables", "progress", "job", "fitting", "pages"),
-    *("party", "resuming", "learning", "reporting", "interrupts", "rank_comparison"),
+    *("allocator", "party", "resuming", "learning", "reporting", "interrupts", "rank_comparison"),
+    *("machines", "peaks", "costs", "calibration", "emulation"),
 }
 
 # Which rooms a room may import, beside SHARED and itself; commands do not import each other.

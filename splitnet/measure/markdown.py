@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from splitnet.measure import metrics
+from splitnet.measure import metrics, paper
 from splitnet.measure.difference import Difference, circumstances, differences, unlike, unpaired
 from splitnet.measure.metrics import KINDS, MIB, SHARES, figure
 from splitnet.measure.pictures import pictures
@@ -37,6 +37,7 @@ def markdown(summary: Summary, drawn: Iterable[str] | None = None) -> str:
 def _sections(summary: Summary) -> Iterator[tuple[str, str, Iterable[str]]]:
     yield "Speed", "throughput.svg", _speed(summary)
     yield "Memory", "memory.svg", _memory(summary)
+    yield "Exposed communication", "", _exposed(summary)
     yield "One step on its devices", "timeline.svg", _lanes(summary)
     yield "Exchanges", "", _exchanges(summary)
     yield "Layers", "", _layers(summary)
@@ -88,7 +89,9 @@ def _speed(summary: Summary) -> Iterator[str]:
     yield "\n".join(f"- {_text(line)}" for line in unfit)
     trained = summary.metric("training_images_per_second")
     if trained is not None:
-        yield f"While training: {trained.value:,.1f} images/s ({timed(summary.steps)})."
+        waiting = summary.metric("waiting_share")
+        share = "" if waiting is None else f"; waiting for images: {waiting.value:.1f} % of the steps' time"
+        yield f"While training: {trained.value:,.1f} images/s ({timed(summary.steps)}){share}."
 
 
 def _ratio(ratio: dict[str, Any] | None) -> str:
@@ -113,6 +116,12 @@ def _spread(spread: dict[str, float] | None, digits: int) -> str:
         return ""
     median, least, greatest = (f"{spread[key]:,.{digits}f}" for key in ("median", "least", "greatest"))
     return median if least == greatest else f"{median} ({least}-{greatest})"
+
+
+def _exposed(summary: Summary) -> Iterator[str]:
+    rows = paper.rows(summary)
+    yield table(paper.headings(summary), rows)
+    yield paper.text(summary) if rows else ""
 
 
 def _memory(summary: Summary) -> Iterator[str]:

@@ -7,9 +7,10 @@ from html import escape
 from importlib import resources
 from pathlib import PurePath
 
-from splitnet.measure import charts, loss_charts, page_tables
+from splitnet.measure import charts, loss_charts, page_tables, paper
 from splitnet.measure.elements import (
     Chart,
+    Table,
     button,
     copyable,
     data,
@@ -118,6 +119,9 @@ def _sections(summary: Summary, drawn: dict[str, Chart]) -> Iterator[tuple[str, 
     yield "kinds", "Memory by kind", plain.get("memory") or kinds
     yield "step", "One step", _step(summary, drawn.get("timeline"))
     yield "exchanges", "Exchanges", _exchanges(summary)
+    if rows := paper.rows(summary):
+        shown = table(Table("Exposed communication of a step", list(paper.headings(summary)), rows))
+        yield "exposed", "Exposed communication", shown + paragraph(paper.text(summary), "note")
     yield "layers", "Layers", _layers(summary)
     yield "loss", "Loss", _loss(summary, plain)
     yield "environment", "Environment", _environment(summary)

@@ -121,6 +121,7 @@ MEASURED = {
     "step_ms": SPREAD,
     "device_step_ms?": SPREAD,
     "exposed_ms?": SPREAD,
+    "predicted?": {"step_ms": float, "exposed_ms": float, "peak": [int]},
     "samples?": [{"wall": float, "device?": float, "exposed?": float}],
     "ratio?": SPREAD | {"low?": float, "high?": float},
     "memory": {str: {"peak": int, "parameters": int, "gradients": int, "optimizer": int, "activations": int}},
@@ -131,7 +132,7 @@ MEASURED = {
 """What any layout, and one that was measured, says of itself; see `Contender.result`."""
 
 RUN = {"status": str, "options": {"towers": int}, "devices": [{"device": str}], "layers?": [{"row": str}]}
-STEP = {"step": int, "loss": float, "accuracy": float, "images": int, "seconds": float}
+STEP = {"step": int, "loss": float, "accuracy": float, "images": int, "seconds": float, "waited?": float}
 
 
 class NewerSchemaError(UsageError):

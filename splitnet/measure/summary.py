@@ -126,6 +126,14 @@ def timed(steps: Sequence[dict[str, Any]]) -> str:
     return f"median of {len(steps) - 1:,} step{'s' * (len(steps) != 2)}, the first left out"
 
 
+def waiting(steps: Sequence[dict[str, Any]]) -> Iterator[Metric]:
+    """Part of the steps' time, but for the first, in which images were waited for; none where nothing tells."""
+    known = [step for step in steps[1:] or steps if step.get("waited") is not None and step["seconds"] > 0]
+    if known:
+        share = 100 * sum(step["waited"] for step in known) / sum(step["seconds"] for step in known)
+        yield Metric("waiting_share", share, "%", "lower", "part of the steps' time that waits for images")
+
+
 def summarise(folder: Path) -> Summary:
     """Read a run folder and leave it as it is.
 
@@ -178,6 +186,7 @@ def _figures(found: Summary) -> Iterator[Metric]:
     if found.replicas is not None:
         yield from metrics.from_replicas(found.replicas)
     yield from metrics.from_records(found.steps, found.tests)
+    yield from waiting(found.steps)
     if found.timeline is not None:
         yield from metrics.from_timeline(found.timeline)
 

@@ -1,0 +1,97 @@
+"""`--machine`: fake devices' clocks as a pair of GPUs', and each layout's cost on paper beside what was measured."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from splitnet import calibration, costs, machines
+from splitnet.comparison import WAITING
+from splitnet.errors import UsageError
+from splitnet.job import Job, RunOptions
+from splitnet.machines import HERE, Machine
+from splitnet.parallel import fake
+from splitnet.parallel.placement import Placement
+
+ROUNDS = 1
+"""Of calibration, after one of warm-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emulation:
+    """What a run's devices stand for."""
+
+    machine: Machine
+    speed: float | None
+    """How many times as fast as this CPU each fake device is; None: they run at its speed, or are GPUs."""
+
+    def __str__(self) -> str:
+        name = self.machine.gpu or self.machine.name
+        if self.speed is None:
+            return f"On paper: {name}."
+        link = self.machine.link_bytes_per_second / 1e9
+        return (
+            f"Emulated: {name}, {self.speed:,.0f} times as fast as this CPU,"
+            f" {link:,.1f} GB/s and {1e6 * self.machine.latency:,.0f} us between two."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"speed": self.speed, **asdict(self.machine)}
+
+
+def check(options: RunOptions, placement: Placement) -> Machine | None:
+    """The machine asked for; None: none, or the one at hand. UsageError if there is no such, or no use for it."""
+    if options.machine is None:
+        return None
+    found = None if options.machine == HERE else machines.machine(options.machine)
+    kinds = {device.type for device in placement.devices}
+    if kinds not in ({"fake"}, {"cuda"}) or (kinds == {"cuda"} and found is None):
+        raise UsageError(
+            f"--machine {options.machine}: is for fake devices, not for {placement} (--devices fake:0,fake:1)"
+        )
+    if kinds == {"fake"} and options.precision != "float32":
+        raise UsageError(f"--machine {options.machine} --precision {options.precision}: emulated in float32 alone")
+    if found is not None:
+        found.flops(options.precision)
+    return found
+
+
+def begin(job: Job) -> Emulation | None:
+    """Measure this CPU, and set the fake devices' clocks. None without `--machine`."""
+    found = check(job.options, job.placement)
+    if job.options.machine is None:
+        return None
+    if job.placement.devices[0].type != "fake":
+        assert found is not None
+        return Emulation(found, None)
+    images = job.dataset.train.read(torch.arange(1)).images
+    batch, optimizer = min(job.options.batch_size, len(job.dataset.train)), job.options.optimizer
+    measured = calibration.Calibration(
+        job.architecture, batch, optimizer, torch.get_num_threads(), side=images.shape[-1]
+    )
+    for _ in range(ROUNDS + 1):
+        measured.round()
+    here = measured.machine()
+    if found is None:
+        return Emulation(here, None)
+    speed, bytes_per_second, latency = machines.emulate(found, here.flops())
+    for device in dict.fromkeys(job.placement.devices):
+        fake.set_speed(device, speed)
+    fake.set_link(bytes_per_second, latency)
+    return Emulation(found, speed)
+
+
+def predictions(job: Job, machine: Machine, replicas: int) -> Mapping[str, dict[str, Any]]:
+    """Each layout of the comparison on paper, by its name there."""
+    options: Any = job.options
+    [image] = job.dataset.train.read(torch.arange(1)).images
+    step = costs.Step(
+        options.batch_size, options.precision, options.wire, optimizer=options.optimizer, pixels=image.numel()
+    )
+    found = costs.predicted(job.architecture, step, machine, replicas=replicas)
+    told = {name: prediction.as_dict() for name, prediction in found.items()}
+    if options.overlap and "towers" in told:
+        told[WAITING] = told["towers"]
+        told["towers"] = costs.predicted(job.architecture, step, machine, overlap=True)["towers"].as_dict()
+    return told
