@@ -5,8 +5,9 @@
 Source: nets 170 and 170-quant of 2012, the second with float16 for all that is communicated: top-1 errors of 0.40528
 and 0.40524 in ImageNet's validation set, ten views. Two towers are trained on Fashion-MNIST (the embedded 2,000 images
 where the full set is not there) from the same weights in the same order, dropped units alike: in float32, in bf16, and
-in float32 with what crosses cast to float16 and to bf16. Printed: mean loss of the last tenth of the steps, test accuracy, its difference from float32's of the same seed,
-and the bytes that a step exchanges. Expected: no difference whose 99 % interval leaves 0 out by more than a point.
+in float32 with what crosses cast to float16 and to bf16. Printed: mean loss of the last tenth of the steps, test
+accuracy, its difference from float32's of the same seed, and the bytes that a step exchanges. Expected: no difference
+whose 99 % interval is more than a point below 0.
 """
 
 from dataclasses import dataclass

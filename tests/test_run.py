@@ -459,6 +459,7 @@ def at_hand(tmp_path, monkeypatch):
     labels.write_bytes(b"no gzip")
     (tmp_path / "short" / "train-images-idx3-ubyte.gz").unlink()
     (tmp_path / "file").write_text("text")
+    (tmp_path / "machine.json").write_text('{"float32": 1e12, "memory_bandwidth": 1e11, "memory": 1e9}')
     (tmp_path / "text.safetensors").write_text("no weights")
     lenet = build("lenet", towers=1, devices=["cpu"])
     save(lenet.whole_state_dict(), tmp_path / "lenet.safetensors")
@@ -529,6 +530,16 @@ BAD = [
         "conv1.weight is (6, 1, 5, 5)",
         "fashion",
     ),
+    ("--precision int8", "--precision", "int8", "tf32"),
+    (f"{L} --devices cpu --precision tf32", "--precision tf32: cpu has no tf32"),
+    ("--precision tf32", "--precision tf32: fake:0 has no tf32"),
+    ("--wire int8", "--wire", "int8", "float16"),
+    ("--compile", "--compile: fake:0 computes operation by operation"),
+    ("--machine gtx9000", "--machine gtx9000: no such machine or file", "gtx580-pcie2", "h100-nvlink4"),
+    ("--machine {tmp}/machine.json", "--machine {tmp}/machine.json: link is missing"),
+    ("--machine {tmp}/no.json", "--machine {tmp}/no.json: cannot be read"),
+    ("--machine h100-pcie4 --precision bf16", "--machine h100-pcie4 --precision bf16: emulated in float32"),
+    (f"{L} --machine here", "--machine here: is for fake devices, not for cpu"),
     ("--steeps 3", "--steeps"),
     ("--step 3", "--step"),
     ("everything", "everything"),
@@ -814,3 +825,82 @@ def test_a_profile_is_over_before_the_first_test(go):
              "--epochs", "2", "--no-compare", "--devices", "fake:0")  # fmt: skip
     steps = timeline.read(ran.folder / "trace.json.gz")["splitnet"]["steps"]
     assert [step["name"] for step in steps] == ["ProfilerStep#1"]
+
+
+# How it is computed
+
+
+def test_precision_wire_and_overlap_are_the_runs(go, monkeypatch):
+    """Training, audit, comparison and pages: all by the itemsize on the wire, and beside towers that wait."""
+    shrink(monkeypatch)
+    ran = go(*SMALL, "--steps", "2", "--overlap", "--wire", "bf16", "--machine", "gtx580-pcie2")
+    assert ran.code == 0, ran.err
+    table = small("fashion").adapted(1, 10)
+    options = ran.json("run")["options"]
+    assert (options["overlap"], options["wire"], options["precision"]) == (True, "bf16", "float32")
+    assert ran.json("run")["bytes_exchanged_a_step"] == table.bytes_exchanged(4) // 2
+    layouts = {layout["layout"]: layout for layout in ran.json("compare")["layouts"]}
+    assert list(layouts) == ["towers", "waiting", "whole", "replicas", "dense"]
+    for name in ("towers", "waiting"):
+        crossed = layouts[name]["exchanged"]
+        assert sum(entry["measured"] for entry in crossed) == table.bytes_exchanged(4) // 2
+        assert layouts[name]["exposed_ms"]["n"] == ROUNDS
+        assert max(layouts[name]["loss_differences"]) < 0.05
+    assert layouts["whole"]["exposed_ms"]["greatest"] == 0
+    for layout in layouts.values():
+        assert layout["predicted"]["step_ms"] > layout["predicted"]["exposed_ms"] >= 0
+    assert layouts["towers"]["predicted"]["exposed_ms"] <= layouts["waiting"]["predicted"]["exposed_ms"]
+    machine = ran.json("run")["machine"]
+    assert (machine["name"], machine["speed"] > 1) == ("gtx580-pcie2", True)
+    assert layouts["whole"]["device_step_ms"]["median"] < layouts["whole"]["step_ms"]["median"] / 2
+    assert "Emulated: GeForce GTX 580 3 GB, " in ran.out
+    report = (ran.folder / "report.md").read_text()
+    assert "## Exposed communication" in report
+    assert "| no overlap, fake:0, fake:1" in report
+    assert "exposed on paper" in report
+    page = (ran.folder / "report.html").read_text()
+    assert "Exposed communication of a step" in page
+    assert "…" not in ran.out.partition("Training steps")[2].partition("Median and range")[0]
+
+
+def test_the_machine_at_hand_keeps_the_clocks_and_is_on_paper(go, monkeypatch):
+    shrink(monkeypatch)
+    ran = go(*SMALL, "--steps", "1", "--machine", "here")
+    assert ran.code == 0, ran.err
+    assert ran.json("run")["machine"]["speed"] is None
+    assert "On paper: this CPU" in ran.out
+    layouts = ran.json("compare")["layouts"]
+    assert all(layout["predicted"]["peak"] for layout in layouts)
+    peaks = {layout["layout"]: max(held["peak"] for held in layout["memory"].values()) for layout in layouts}
+    for layout in layouts:
+        assert max(layout["predicted"]["peak"]) == pytest.approx(peaks[layout["layout"]], rel=0.2)
+
+
+def test_bf16_says_where_it_is_slow(go, monkeypatch):
+    shrink(monkeypatch)
+    ran = go(*SMALL, "--steps", "1", "--devices", "cpu", "--precision", "bf16", "--no-keep-memory")
+    assert ran.code == 0, ran.err
+    assert ("no instructions for it" in ran.out) == (not torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    assert ran.json("run")["allocator"] == "as it is: --no-keep-memory"
+
+
+def test_the_allocator_is_told(go):
+    assert go(*LENET, "--steps", "0").json("run")["allocator"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_trains_as_one_that_is_not(tmp_path):
+    """In processes of their own: torch.compile warns itself of what it does, which is an error here."""
+    found = {}
+    for how in ("--no-compare", "--compile"):
+        words = [*LENET, "--steps", "3", "--devices", "cpu", "--threads", "1", "--no-profile", how]
+        command = [sys.executable, "-m", "splitnet.run", *words, "--out", str(tmp_path / how)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr
+        assert "Warning" not in ended.stderr
+        [folder] = (tmp_path / how).iterdir()
+        found[how] = Ran(0, ended.stdout, ended.stderr, folder)
+    losses = [[record["loss"] for record in ran.records("step")] for ran in found.values()]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    [layout] = found["--compile"].json("compare")["layouts"]
+    assert max(sample["wall"] for sample in layout["samples"]) < 1  # compiling took its time in the warm-up

@@ -10,8 +10,6 @@ each of the `lengths`. Over channels that is (B*S*S*towers, C/towers, 1) or (B*t
 (B, S, S, C) or (B*C, S, S, 1): channels-last and contiguous. Half precision is computed in float32 and rounded once.
 """
 
-import importlib
-from functools import cache
 from importlib.util import find_spec
 from math import prod
 from typing import Any, NoReturn
@@ -23,7 +21,7 @@ from torch import Tensor
 from splitnet.network.architecture import Norm
 
 BLOCK = 1 << 18
-"""Numbers in each buffer of a block on a CPU, 1 MiB of float32; elsewhere 64 times as many. Measured, and flat."""
+"""Numbers in a buffer of a block on a CPU, 1 MiB of float32; elsewhere 64 times as many."""
 
 
 def response_norm(x: Tensor, norm: Norm, towers: int = 1) -> Tensor:
@@ -111,10 +109,18 @@ def _run(x: Tensor, grad: Tensor | None, norm: Norm, towers: int | None) -> Tens
     """The norm of x, or the gradient of x; over places where `towers` is None."""
     result = _like(x, norm.size, towers)
     layout = _layout(x)
-    compute = _on_cuda if x.device.type == "cuda" and find_spec("triton") else _blocks
     gradient = None if grad is None else _view(grad, layout, towers)
-    compute(_view(x, layout, towers), gradient, _view(result, layout, towers), norm)
+    _best(x.device)(_view(x, layout, towers), gradient, _view(result, layout, towers), norm)
     return result
+
+
+def _best(device: torch.device) -> Any:
+    """What fills a result there: kernels in Triton, which is slow to import and not everywhere, or blocks."""
+    if device.type == "cuda" and find_spec("triton"):
+        from splitnet.network.response_norm_kernels import fill
+
+        return fill
+    return _blocks
 
 
 def _like(x: Tensor, size: int, towers: int | None) -> Tensor:
@@ -153,7 +159,7 @@ def _blocks(x: Tensor, grad: Tensor | None, result: Tensor, norm: Norm) -> None:
     """
     sums = _Sums(x, norm.size, backward=grad is not None)
     a = norm.alpha / norm.size ** len(sums.lengths)
-    k = torch.tensor(norm.k, dtype=sums.dtype)
+    k = x.new_full((), norm.k, dtype=sums.dtype)
     in_place = result.dtype == sums.dtype
     for start in range(0, len(x), sums.rows):
         xs, ys = (t[start : start + sums.rows] for t in (x, result))
@@ -177,7 +183,7 @@ def _blocks(x: Tensor, grad: Tensor | None, result: Tensor, norm: Norm) -> None:
 
 
 def _inverse_power(s: Tensor, beta: float, out: Tensor, spare: Tensor) -> None:
-    """Fill `out` with s ** -beta: for the 0.75 of all tables not by a general power, which takes 5 times as long."""
+    """Fill `out` with s ** -beta: for the 0.75 of all tables not by a general power, which is slow."""
     if beta == 0.75:
         torch.rsqrt(s, out=out)
         out.mul_(torch.sqrt(out, out=spare))
@@ -248,89 +254,3 @@ class _Sums:
 
 def _add(x: Tensor, shifted: Tensor, out: Tensor) -> None:
     torch.add(x[: len(shifted)], shifted, out=out[: len(shifted)])
-
-
-# On CUDA, in Triton: every place reads its window. No atomics, so the same bits each time.
-
-tl: Any = None  # triton.language, and in `window_sum` the compiled one, once `_kernels` has put them here
-constexpr = Any  # what is compiled into a kernel: Triton reads the word
-PLACES = 512  # of one program
-
-
-def window_sum(numbers, at, start, squared, mirrored, L1, step1, size1, L2, step2, size2):  # type: ignore[no-untyped-def]
-    """`start`, and the numbers or their squares in the windows of the places `at`, along two lengths."""
-    row, column = at // step1 % L1, at // step2 % L2
-    for i in tl.static_range(size1):
-        for j in tl.static_range(size2):
-            down = i - ((size1 - 1) // 2 if mirrored else size1 // 2)
-            right = j - ((size2 - 1) // 2 if mirrored else size2 // 2)
-            there = (row + down >= 0) & (row + down < L1) & (column + right >= 0) & (column + right < L2)
-            value = tl.load(numbers + at + down * step1 + right * step2, mask=there, other=0.0).to(start.dtype)
-            start += value * value if squared else value
-    return start
-
-
-def scale(  # type: ignore[no-untyped-def]
-    top, x, out, inner, n,
-    a: "constexpr", beta: "constexpr", k: "constexpr", backward: "constexpr", dtype: "constexpr", places: "constexpr",
-    L1: "constexpr", step1: "constexpr", size1: "constexpr", L2: "constexpr", step2: "constexpr", size2: "constexpr",
-):  # fmt: skip
-    """Set out = top * s**-beta and, for the backward, inner = out * x / s."""
-    at = tl.cast(tl.program_id(0), tl.int64) * places + tl.arange(0, places)
-    here = at < n
-    at = tl.where(here, at, 0)
-    s = k + a * window_sum(x, at, tl.zeros([places], dtype), True, False, L1, step1, size1, L2, step2, size2)
-    if beta == 0.75:
-        root = tl.rsqrt(s)
-        power = root * tl.sqrt(root)
-    else:
-        power = tl.exp2(-beta * tl.log2(s))
-    scaled = tl.load(top + at).to(dtype) * power
-    tl.store(out + at, scaled, mask=here)
-    if backward:
-        tl.store(inner + at, scaled * tl.load(x + at).to(dtype) / s, mask=here)
-
-
-def gather(  # type: ignore[no-untyped-def]
-    direct, x, out, inner, n, factor: "constexpr", dtype: "constexpr", places: "constexpr",
-    L1: "constexpr", step1: "constexpr", size1: "constexpr", L2: "constexpr", step2: "constexpr", size2: "constexpr",
-):  # fmt: skip
-    """Set out = direct + factor * x * (sum of inner over the places whose windows hold this one)."""
-    at = tl.cast(tl.program_id(0), tl.int64) * places + tl.arange(0, places)
-    here = at < n
-    at = tl.where(here, at, 0)
-    total = window_sum(inner, at, tl.zeros([places], dtype), False, True, L1, step1, size1, L2, step2, size2)
-    found = tl.load(direct + at) + factor * tl.load(x + at).to(dtype) * total
-    tl.store(out + at, found, mask=here)
-
-
-@cache
-def _kernels() -> tuple[Any, Any]:
-    """The two kernels. What else they use they find among the names of this module."""
-    triton, language = (importlib.import_module(name) for name in ("triton", "triton.language"))
-    globals().update(tl=language, window_sum=triton.jit(window_sum))
-    return triton.jit(scale), triton.jit(gather)
-
-
-def _on_cuda(x: Tensor, grad: Tensor | None, result: Tensor, norm: Norm) -> None:
-    with torch.get_device_module(x.device).device(x.device):  # kernels start on the current device
-        _in_triton(x, grad, result, norm)
-
-
-def _in_triton(x: Tensor, grad: Tensor | None, result: Tensor, norm: Norm) -> None:
-    """As `_blocks`, in a kernel for the forward and two for the backward."""
-    if not x.numel():
-        return
-    forward, backward = _kernels()
-    _, *lengths, inner = x.shape
-    a, steps = norm.alpha / norm.size ** len(lengths), [prod(lengths[i + 1 :]) * inner for i in range(len(lengths))]
-    axes = [number for axis in zip(lengths, steps, strict=True) for number in (*axis, norm.size)]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    how = tl.float64 if wide is torch.float64 else tl.float32, PLACES, *[1, 1, 1, *axes][-6:]  # always two lengths
-    grid, n = (-(-x.numel() // PLACES),), x.numel()
-    if grad is None:
-        forward[grid](x, x, result, result, n, a, norm.beta, norm.k, False, *how)
-        return
-    direct, products = (torch.empty_like(x, dtype=wide) for _ in range(2))
-    forward[grid](grad, x, direct, products, n, a, norm.beta, norm.k, True, *how)
-    backward[grid](direct, x, result, products, n, -2 * a * norm.beta, *how)
