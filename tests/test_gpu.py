@@ -12,8 +12,9 @@ from rank_training import attempt as on_one
 from experiments.layouts import A_STEP, Trained, differences
 from splitnet import doctor, job, verify
 from splitnet import run as run_command
-from splitnet.equality import TOLERANCES, attempt, compare, identical, images
+from splitnet.equality import TOLERANCES, attempt, compare, identical, images, tolerances
 from splitnet.measure.meter import Layout, Peak, alternate
+from splitnet.network.execution import Execution
 from splitnet.parallel.audit import audit
 from splitnet.parallel.placement import build, host, place
 from splitnet.training.data import load
@@ -49,6 +50,48 @@ def test_towers_equal_the_whole_network(name, crosses, devices, exact):
     for parameter in whole_gradients:
         assert relative(gradients[parameter], whole_gradients[parameter]) < 1e-12, parameter
     assert set(net.ledger.transfers()) == set(table.transfers(6, itemsize=8))
+
+
+EXECUTIONS = {
+    "overlap": ("float64", {"overlap": True}),
+    "compile": ("float64", {"compile": True}),
+    "float16 on the wire": ("float32", {"wire": "float16"}),
+    "bf16 on the wire, overlap": ("float32", {"wire": "bf16", "overlap": True}),
+    "tf32": ("tf32", {"precision": "tf32"}),
+    "bf16": ("bf16", {"precision": "bf16"}),
+    "all": ("bf16", {"precision": "bf16", "wire": "bf16", "overlap": True, "compile": True}),
+}
+
+
+@on_gpus
+@pytest.mark.parametrize("how", EXECUTIONS)
+def test_every_execution_is_the_whole_networks_function(how, devices, exact):
+    precision, options = EXECUTIONS[how]
+    table, dtype = small("alexnet"), torch.float64 if precision == "float64" else torch.float32
+    pixels, labels = images(table, 4, 0, dtype)
+    found = attempt(build(table, devices=devices, **options).to(dtype), pixels, labels)
+    like = {key: value for key, value in options.items() if key == "precision"}
+    whole = attempt(build(table, devices=["cuda:0"], **like).to(dtype), pixels, labels)
+    allowed = tolerances(precision, Execution(wire=options.get("wire")))
+    for row in compare(table, found, whole):
+        assert row.excess(allowed) <= 1, row
+
+
+@pytest.mark.gpu
+def test_overlap_waits_for_its_copies_under_load():
+    """A race would show as another loss now and then: the same step many times over, the devices kept busy."""
+    table = small("alexnet")
+    devices = ["cuda:0", "cuda:1" if torch.cuda.device_count() > 1 else "cuda:0"]
+    pixels, labels = batch(table, 16)
+    net = build(table, devices=devices, overlap=True).double()
+    losses = set()
+    for _ in range(50):
+        torch.mm(*(torch.ones(2048, 2048, device=devices[1]) for _ in range(2)))
+        net.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(pixels), labels.to("cuda:0"))
+        loss.backward()
+        losses.add(round(loss.item(), 10))
+    assert len(losses) == 1
 
 
 @pytest.mark.two_gpus

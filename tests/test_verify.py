@@ -11,11 +11,13 @@ from layouts import SPLIT, small
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitnet import verify
-from splitnet.equality import STEPS, TOLERANCES, Comparison, Trial, attempt, compare, identical, images
+from splitnet.equality import STEPS, TOLERANCES, Comparison, Trial, attempt, compare, identical, images, tolerances
 from splitnet.errors import UsageError
 from splitnet.faults import FAULTS, check_has_place
+from splitnet.network.execution import Execution
 from splitnet.network.presets import preset
 from splitnet.parallel import fake
+from splitnet.parallel.exchange import LocalWay
 from splitnet.parallel.placement import build
 from splitnet.verify import main
 
@@ -101,6 +103,46 @@ def test_float32_is_proven_at_its_own_tolerances(prove):
     assert "up to 0.01" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("devices", ["fake:0,fake:1", "cpu,cpu"])
+@pytest.mark.parametrize("name", ["alexnet", "fashion"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "--overlap",
+        "--precision bf16",
+        "--precision float32 --wire float16",
+        "--wire bf16",
+        "--precision bf16 --wire bf16 --overlap",
+    ],
+)
+def test_every_execution_is_proven_alone_and_together(prove, name, devices, how):
+    code, out, err = prove("--preset", name, "--devices", devices, *how.split())
+    assert (code, err) == (0, ""), out
+    assert "bit for bit" in out
+
+
+def test_a_wire_that_loses_more_than_it_should_is_found(prove, monkeypatch):
+    """Its tolerances are wide, but a gradient that does not come home is wider."""
+    monkeypatch.setattr(LocalWay, "returned", lambda self: 0 * self._finished("backward"))
+    code, out, _ = prove("--preset", "fashion", "--wire", "bf16", "--overlap")
+    assert code == 1
+    assert "Towers do NOT equal the whole network" in out
+
+
+@pytest.mark.parametrize(
+    ("precision", "wire", "as_in"),
+    [
+        ("float64", None, "float64"),
+        ("float64", "float32", "float32"),
+        ("float32", "float16", "tf32"),
+        ("bf16", "float16", "bf16"),
+        ("tf32", "bf16", "bf16"),
+    ],
+)
+def test_the_wider_of_two_tolerances_holds(precision, wire, as_in):
+    assert tolerances(precision, Execution(wire=wire)) == TOLERANCES[as_in]
+
+
 def test_every_row_is_printed_the_worst_first(prove):
     _, out, _ = prove("--preset", "alexnet")
     table = [line.split() for line in out.splitlines() if line.strip().startswith(("conv", "fc"))]
@@ -178,6 +220,10 @@ BAD = {
     "--break lrn-across": ["--break lrn-across", "fashion has no response norm"],
     "--break everything": ["--break", "everything", "swap-halves"],
     "--precision float16": ["--precision", "float16"],
+    "--precision tf32": ["--precision tf32", "fake:0 has no tf32"],
+    "--wire int8": ["--wire", "int8", "float16"],
+    "--compile": ["--compile", "fake:0"],
+    "--break reduce-scatter --overlap": ["--break reduce-scatter", "without --wire, --overlap and --compile"],
     "--batch-size 0": ["--batch-size 0"],
     "--batch-size 1": ["--batch-size 1"],
     "--seed -1": ["--seed -1"],
