@@ -1,6 +1,6 @@
 """The training of a run: every step and test recorded, saved now and then, and audited at the end."""
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ class Learner:
             stop=stop,
         )
         bar = progress_bar(Console(quiet=not self.party.first), self._total, self.position.step)
-        with bar as show, report.profile or nullcontext():
+        with closing(records), bar as show, report.profile or nullcontext():  # no thread reads on after an error
             for record in records:
                 report.add(record)  # first: a checkpoint is never ahead of the records
                 self.position, self.whole = record.after, True

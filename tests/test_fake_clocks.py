@@ -252,6 +252,18 @@ def test_copies_of_one_stream_come_one_after_the_other_and_wait_for_what_it_wait
     assert fake.clock(TWO) == 4.0  # all that was asked of the device
 
 
+def test_nothing_starts_before_it_was_asked_for():
+    """A stream that waits for nothing is still asked by a host, which has waited for all devices."""
+    x = torch.ones(250)
+    _at_zero()
+    _computes(ONE, 5.0)
+    module = torch.get_device_module(ONE)
+    module.synchronize()
+    with module.stream(module.Stream(ONE)):
+        x.to(ONE, non_blocking=True)
+    assert fake.clock(ONE) == 6.5
+
+
 def test_what_has_not_arrived_may_not_be_used():
     x = torch.ones(250, device=ONE)
     _at_zero()

@@ -303,6 +303,8 @@ class Lines:
             "measure/records",
             "measure/lines",
             "training/loop",
+            "training/prefetch",
+            "training/splits",
             "training/sharing",
             "training/checkpoint",
             "training/checkpoint_files",

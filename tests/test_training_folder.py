@@ -129,6 +129,18 @@ def test_a_folder_has_to_be_named() -> None:
         load("imagefolder")
 
 
-def test_no_threads_are_refused(images: Path) -> None:
-    with pytest.raises(UsageError, match="--workers 0: "):
-        load("imagefolder", images, workers=0)
+def test_less_than_no_threads_are_refused(images: Path) -> None:
+    with pytest.raises(UsageError, match="--workers -1: at least 0"):
+        load("imagefolder", images, workers=-1)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3, 8])
+def test_any_number_of_threads_reads_the_same(images: Path, workers: int) -> None:
+    (images / "train/b/2.png").write_bytes(b"broken")
+    data, alone = (load("imagefolder", images, size=7, workers=count) for count in (workers, 0))
+    for one, other in zip(batches(data.train, 4), batches(alone.train, 4), strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.indices, other.indices)
+        assert one.images.is_contiguous()
+    assert data.skipped == alone.skipped != {}

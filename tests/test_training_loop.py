@@ -16,6 +16,7 @@ from splitnet.training.data import Batch, HeldSplit, load, order
 from splitnet.training.folder import FolderSplit
 from splitnet.training.loop import DivergedError, Position, evaluate, network_images, train, training_step
 from splitnet.training.optimizer import make_optimizer
+from splitnet.training.prefetch import Pool
 
 FASHION = small("fashion")
 SIDE = 32
@@ -307,7 +308,7 @@ def broken_folder(tmp_path):
         Image.new("RGB", (30, 30), (40 * place, 9, 9)).save(tmp_path / name)
         if place in {1, 2, 3}:
             (tmp_path / name).write_bytes(b"\x89PNG no more")
-    return FolderSplit(tmp_path, names, torch.tensor([0, 0, 0, 1, 1, 1]), 32, 1, {})
+    return FolderSplit(tmp_path, names, torch.tensor([0, 0, 0, 1, 1, 1]), 32, Pool(1), {})
 
 
 def test_broken_images_shrink_a_batch(broken_folder):

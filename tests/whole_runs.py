@@ -84,9 +84,9 @@ def records(folder: Path, kind: str = "step") -> list[dict]:
 
 
 def numbers(folder: Path) -> list[tuple]:
-    """All that steps.jsonl says, but for seconds."""
+    """All that steps.jsonl says, but for times."""
     return [
-        tuple((name, value) for name, value in record.items() if name != "seconds")
+        tuple((name, value) for name, value in record.items() if name not in ("seconds", "waited"))
         for record in read_steps(folder / "steps.jsonl")
     ]
 

@@ -164,9 +164,10 @@ class _Writer:
         )
 
     def add_phases(self) -> None:
-        """Phases, and in them the rows, as runs of work that follow each other on a device."""
+        """Phases, and in them the rows, as runs of work that follow each other on a device; not what runs beside it."""
         for device in range(len(self.names)):
-            mine = sorted((w for w in self.recording.works if device in w.devices), key=lambda w: (w.step, w.start))
+            inside = (w for w in self.recording.works if device in w.devices and not w.beside)
+            mine = sorted(inside, key=lambda w: (w.step, w.start))
             for (step, phase), run in groupby(mine, key=lambda w: (w.step, w.phase)):
                 works = list(run)
                 if phase:

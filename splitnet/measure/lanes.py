@@ -55,6 +55,8 @@ class Work:
     """The CPU operation that it stands for."""
     phase: str
     row: str
+    beside: bool = False
+    """Whether a copy runs beside the device's other work."""
 
     @property
     def copy(self) -> bool:
@@ -143,6 +145,7 @@ class Recording:
                 target=self._places[entry["target" if copy else "device"]],
                 bytes=entry["bytes"] if copy else 0,
                 waited=tuple(entry["waited"]) if copy else (0.0, 0.0),
+                beside=copy and entry["beside"],
                 operation=operation,
                 phase=phase,
                 row=_row(around) or (_forward_row(around, forward) if phase == "backward" else ""),

@@ -51,9 +51,9 @@ def load(
 ) -> Dataset:
     """The data set of that name, for a network that reads images of `size` pixels a side.
 
-    `workers` threads decode an imagefolder's images, ahead of need; 0: whoever reads does. `seed` and the counts of training images, test
-    images, channels and classes shape the synthetic set, and no other. UsageError for a set that is
-    not there, or not whole.
+    `workers` threads decode an imagefolder's images, ahead of need; 0: whoever reads does. `seed` and the counts of
+    training images, test images, channels and classes shape the synthetic set, and no other. UsageError for a set that
+    is not there, or not whole.
     """
     if data_dir is not None and name in ("fashion-mnist-small", "synthetic"):
         raise UsageError(f"--data-dir {data_dir}: {name} reads no folder; leave the option out")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from splitnet.errors import UsageError

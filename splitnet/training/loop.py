@@ -4,8 +4,10 @@ It does not know how many towers there are: it hands the network images and gets
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import count, islice
 from math import isfinite
 
 import torch
@@ -18,7 +20,9 @@ from splitnet.errors import UsageError
 from splitnet.network.towers import SplitNet
 from splitnet.parallel.ranks import Ranks
 from splitnet.training.data import Batch, Split, order, to_network
-from splitnet.training.sharing import Interrupted, Stop, shared_batches, together
+from splitnet.training.prefetch import Ahead
+from splitnet.training.sharing import Interrupted, Stop, own_slices, shared_batches, together
+from splitnet.training.splits import Reader
 
 
 class DivergedError(ArithmeticError):
@@ -41,6 +45,9 @@ class Step:
     padding: int = 0
     """Images of weight 0, with which replicas were made equal, in sum over them."""
     ends_epoch: bool = False
+    waited: float = 0.0
+    """Of these seconds, those that this process waited for images: the first step's own, and each time the next one's
+    that were not there in time."""
 
     @property
     def after(self) -> "Position":
@@ -95,7 +102,7 @@ def training_step(
 
 def _outcome(net: SplitNet, batch: Batch, model: nn.Module) -> Tensor:
     with record_function(spans.DATA):
-        images = network_images(net, batch.images)
+        images = network_images(net, batch.images, batch.copies)
     with record_function(spans.FORWARD):
         logits = model(images)
         if not net.home:
@@ -113,10 +120,13 @@ def _loss(logits: Tensor, labels: Tensor, total: int | None) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum") / total
 
 
-def network_images(net: SplitNet, images: Tensor) -> list[Tensor]:
-    """uint8 images (B, C, H, W) on the CPU to what each tower reads: copied once to each device, resized there."""
-    copies = net.exchange.replicate(images)
-    dtype = next(net.parameters()).dtype
+def network_images(net: SplitNet, images: Tensor, copies: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """uint8 images (B, C, H, W) on the CPU to what each tower reads: copied once to each device, resized there.
+
+    `copies`: they are there already.
+    """
+    copies = net.exchange.replicate(images) if copies is None else copies
+    dtype = net.execution.activations or next(net.parameters()).dtype
     ready = {id(copy): to_network(copy, net.architecture.size, dtype) for copy in copies}  # towers may share one
     return [ready[id(copy)] for copy in copies]
 
@@ -134,7 +144,7 @@ def train(
     model: nn.Module | None = None,
     ranks: Ranks | None = None,
     stop: Stop | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Train from `start` until `epochs` or `steps` are full, or all agree to stop. A record comes after its update.
 
     With `ranks` every process iterates alike; batches are shared among replicas, and records are of all. DivergedError
@@ -142,60 +152,67 @@ def train(
     """
     net.train()
     stop = stop or Stop()
-    clock = time.perf_counter()
-    for at, batch, ends_epoch in _schedule(split, batch_size, seed, epochs, steps, start, ranks):
-        net.moment = replace(net.moment, step=at.step, first_image=batch.first)
-        outcome = training_step(net, optimizer, batch, model).tolist()  # the step's one copy to the host
-        loss, right, padding = together([*outcome, batch.padding], stop, ranks, f"the end of step {at.step}")
-        if not isfinite(loss):
-            raise DivergedError(f"step {at.step}: the loss is {loss}; a smaller --lr may help")
-        images = len(batch.labels) if batch.total is None else batch.total
-        seconds = time.perf_counter() - clock
-        # each tower of a replica padded alike
-        padding = int(padding) // (1 if ranks is None else ranks.towers)
-        yield Step(at.step, at.epoch, loss, right / images, images, seconds, at.batch, padding, ends_epoch)
-        if stop.agreed:
-            return
-        net.train()  # whoever looked at the step may have tested the network
-        clock = time.perf_counter()
+    step, epoch = start.step, start.epoch
+    orders = lru_cache(2)(partial(order, len(split), seed))
+    upcoming = islice(_upcoming(orders, batch_size, epochs, start, ranks), steps and max(steps - step, 0) + 1)
+    with Reader(split, upcoming) as reader:
+        clock, waited = time.perf_counter(), 0.0
+        ahead = Ahead(net, _schedule(reader, orders, batch_size, epochs, start, ranks), reader, ranks is not None)
+        for batch in ahead if steps is None or step < steps else ():
+            if batch is None:
+                epoch += 1
+                continue
+            net.moment = replace(net.moment, step=step, first_image=batch.first)
+            pending = training_step(net, optimizer, batch, model)
+            if step + 1 != steps and not stop.asked:
+                ahead.get_ready()
+            outcome = pending.tolist()  # the step's one copy to the host, which waits for the devices here
+            ends = ahead.ends
+            loss, right, padding = together([*outcome, batch.padding], stop, ranks, f"the end of step {step}")
+            if not isfinite(loss):
+                raise DivergedError(f"step {step}: the loss is {loss}; a smaller --lr may help")
+            images = len(batch.labels) if batch.total is None else batch.total
+            seconds, waited = time.perf_counter() - clock, reader.waited - waited
+            # each tower of a replica padded alike
+            padding = int(padding) // (1 if ranks is None else ranks.towers)
+            yield Step(step, epoch, loss, right / images, images, seconds, batch.number, padding, ends, waited)
+            step += 1
+            if stop.agreed or step == steps:
+                return
+            net.train()  # whoever looked at the step may have tested the network
+            clock, waited = time.perf_counter(), reader.waited
+
+
+Orders = Callable[[int], Tensor]
+"""An epoch's order: every place once."""
 
 
 def _schedule(
-    split: Split,
-    batch_size: int,
-    seed: int,
-    epochs: int | None,
-    steps: int | None,
-    start: Position,
-    ranks: Ranks | None,
-) -> Iterator[tuple[Position, Batch, bool]]:
-    """(where it is, batch, whether it ends the epoch): every image once an epoch, keyed by seed and epoch."""
-    step, epoch, first = start.step, start.epoch, start.batch
-    while (epochs is None or epoch < epochs) and (steps is None or step < steps):
-        found = shared_batches(split, batch_size, order(len(split), seed, epoch), first, ranks)
-        before = step
-        for batch, ends in _with_last(found):
-            if steps is not None and step >= steps:
-                return
-            yield Position(step, epoch, batch.number), batch, ends
-            step += 1
-        if step == before and not first:
-            raise UsageError(f"epoch {epoch}: none of the {len(split):,} training images can be read any more")
-        epoch, first = epoch + 1, 0
+    reader: Reader, orders: Orders, batch_size: int, epochs: int | None, start: Position, ranks: Ranks | None
+) -> Iterator[Batch | None]:
+    """Every image once an epoch; None where an epoch ends."""
+    for epoch, first in _epochs(epochs, start):
+        found = False
+        for batch in shared_batches(reader, batch_size, orders(epoch), first, ranks):
+            found = True
+            yield batch
+        if not found and not first:
+            raise UsageError(f"epoch {epoch}: none of the {len(reader):,} training images can be read any more")
+        yield None
 
 
-def _with_last(found: Iterator[Batch]) -> Iterator[tuple[Batch, bool]]:
-    """Each batch, and whether it is the last: only reading on tells, since broken images may leave none."""
-    batch = _read(found)
-    while batch is not None:
-        following = _read(found)
-        yield batch, following is None
-        batch = following
+def _upcoming(
+    orders: Orders, batch_size: int, epochs: int | None, start: Position, ranks: Ranks | None
+) -> Iterator[Tensor]:
+    """The places of the batches that `_schedule` reads here."""
+    for epoch, first in _epochs(epochs, start):
+        yield from own_slices(orders(epoch), batch_size, first, ranks)
 
 
-def _read(found: Iterator[Batch]) -> Batch | None:
-    with record_function(spans.DATA):
-        return next(found, None)
+def _epochs(epochs: int | None, start: Position) -> Iterator[tuple[int, int]]:
+    """Each epoch, and the slices of its order that are passed over."""
+    for epoch in count(start.epoch) if epochs is None else range(start.epoch, epochs):
+        yield epoch, start.batch if epoch == start.epoch else 0
 
 
 def evaluate(
@@ -218,9 +235,14 @@ def evaluate(
     start = time.perf_counter()
     places = torch.arange(min(len(split), images or len(split)))
     loss = right = seen = padding = 0.0
-    with torch.no_grad():
-        for batch in shared_batches(split, batch_size, places, ranks=ranks):
-            mean, correct = _outcome(net, batch, net).tolist()
+    with torch.no_grad(), Reader(split, own_slices(places, batch_size, 0, ranks)) as reader:
+        found = shared_batches(reader, batch_size, places, ranks=ranks)
+        ahead = Ahead(net, found, reader, ranks is not None)
+        for batch in filter(None, ahead):
+            pending = _outcome(net, batch, net)
+            if not stop.asked:
+                ahead.get_ready()
+            mean, correct = pending.tolist()
             count = len(batch.labels) if batch.total is None else batch.total
             loss, right, seen = loss + mean * count, right + correct, seen + count
             padding += batch.padding

@@ -13,7 +13,7 @@ Each clock also adds up what its time was spent on (`Spent`): work, copies, or n
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from splitnet.parallel.fake.devices import HOST, Place
 
@@ -54,8 +54,9 @@ _computed: list[float] = []  # when the operations so far are done
 _copied: list[float] = []  # when the copies so far are done
 _busy: dict[tuple[Place, Place], float] = {}  # (source, target): when that direction of the link is free
 _host = 0.0  # when the copies to the host so far are done
-_spent: list[Spent] = []
-_since: list[tuple[list[Interval], list[Interval]]] = []  # copies not yet in the past: devices', the host's
+_spent: list[Spent] = []  # up to `_closed`
+_closed: list[float] = []  # before that nothing can start any more: the host had waited until then
+_since: list[tuple[list[Interval], list[Interval], list[Interval]]] = []  # after it: work, devices' copies, the host's
 _current: list[Stream | None] = []  # the stream that copies are asked of; None: the main one
 _aside: list[float] = []  # when the copies of all other streams are done
 resets = 0
@@ -69,7 +70,8 @@ def grow(devices: int) -> None:
         _computed.append(0.0)
         _copied.append(0.0)
         _spent.append(Spent())
-        _since.append(([], []))
+        _closed.append(0.0)
+        _since.append(([], [], []))
         _current.append(None)
         _aside.append(0.0)
 
@@ -112,9 +114,8 @@ def compute(index: int, seconds: float) -> Interval:
     """An operation on device `index` that took `seconds` here; when it starts and ends."""
     stream, needed = _current[index], seconds / speed[index]
     start = max(ready(index), 0.0 if stream is None else stream.done)  # a device computes one thing at a time
-    _wait(index, start)
-    _spent[index].busy += needed
     _computed[index] = start + needed
+    _since[index][0].append((start, _computed[index]))
     if stream is not None:
         stream.done = _computed[index]
     return start, _computed[index]
@@ -132,40 +133,55 @@ def transfer(source: Place, target: Place, nbytes: int, *, ready: float = 0.0, s
     done = start + (link.latency + nbytes / link.bytes_per_second) * slower
     _busy[source, target] = done
     for index in ends:
-        _since[index][len(ends) == 1].append((start, done))
+        _since[index][1 if len(ends) == 2 else 2].append((start, done))
         _aside[index] = max(_aside[index], done)
     if target == HOST:
         _host = max(_host, done)
     for index in range(len(_copied)) if target == HOST else ends:
         wait(index, None if target == HOST else _current[index], done)
+        if target == HOST:
+            _close(index, _host)
     return start, done
 
 
 def synchronize(index: int | None = None) -> None:
-    """Let every device wait for device `index`, or for the last of all."""
+    """Let every device, and the host, wait for device `index`, or for the last of all."""
+    global _host
     latest = max(map(now, range(len(speed))), default=0.0) if index is None else now(index)
+    _host = max(_host, latest)  # which cannot have asked for what comes next any earlier
     for other in range(len(speed)):
-        _wait(other, max(now(other), latest))
-        _copied[other] = _computed[other]
+        until = max(now(other), latest)
+        _computed[other] = _copied[other] = until
+        _close(other, until)
 
 
 def sums() -> list[Spent]:
     """What each device's time was spent on, up to its last operation or alignment."""
-    return [replace(spent) for spent in _spent]
+    return [_spent_until(index, max(_computed[index], _closed[index])) for index in range(len(speed))]
 
 
-def _wait(index: int, until: float) -> None:
-    """Device `index` does nothing but its copies up to `until`, when all of them are done."""
-    between, host = _since[index]
-    since = _computed[index]
-    copying, both = _covered(between, since, until), _covered([*between, *host], since, until)
-    spent = _spent[index]
-    spent.exposed += copying
-    spent.input += both - copying
-    spent.idle += until - since - both
-    _computed[index] = until
-    for copies in (between, host):
-        copies[:] = [copy for copy in copies if copy[1] > until]
+def _spent_until(index: int, until: float) -> Spent:
+    """What a device's time was spent on up to then, by what was asked of it so far."""
+    work, between, host = _since[index]
+    since, before = _closed[index], _spent[index]
+    busy = _covered(work, since, until)
+    copying = _covered([*work, *between], since, until)
+    input_ = _covered([*work, *between, *host], since, until)
+    return Spent(
+        before.busy + busy,
+        before.exposed + copying - busy,
+        before.input + input_ - copying,
+        before.idle + until - since - input_,
+    )
+
+
+def _close(index: int, until: float) -> None:
+    """Add up what a device did before `until`, where nothing more can come to be."""
+    if until <= _closed[index]:
+        return
+    _spent[index], _closed[index] = _spent_until(index, until), until
+    for kind in _since[index]:
+        kind[:] = [interval for interval in kind if interval[1] > until]
 
 
 def _covered(intervals: Iterable[Interval], since: float, until: float) -> float:
@@ -186,5 +202,5 @@ def reset() -> None:
     _busy.clear()
     for index in range(len(speed)):
         speed[index], _computed[index], _copied[index] = 1.0, 0.0, 0.0
-        _spent[index], _since[index] = Spent(), ([], [])
+        _spent[index], _closed[index], _since[index] = Spent(), 0.0, ([], [], [])
         _current[index], _aside[index] = None, 0.0

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from splitnet.parallel.fake import clocks
-from splitnet.parallel.fake.devices import Place
+from splitnet.parallel.fake.devices import HOST, Place
 
 
 @dataclass(slots=True)
@@ -38,6 +38,8 @@ class Transfer:
     end: float
     waited: tuple[float, float]
     """Seconds that source and target had nothing to do before it began."""
+    beside: bool
+    """Whether it was asked of a stream beside the main one."""
     kind: str = "copy"
 
 
@@ -107,7 +109,8 @@ def kernel(device: int, name: str, span: tuple[float, float]) -> None:
 def transfer(source: Place, target: Place, nbytes: int, span: tuple[float, float], waited: tuple[float, float]) -> None:
     """Note a copy that takes `span` on both clocks."""
     if entries is not None:
-        entries.append(Transfer(source, target, nbytes, _begun, time.time_ns(), *span, waited))
+        beside = any(clocks.current(end) is not None for end in (source, target) if end != HOST)
+        entries.append(Transfer(source, target, nbytes, _begun, time.time_ns(), *span, waited, beside))
 
 
 def memory(device: int, address: int, nbytes: int, total: int) -> None:
