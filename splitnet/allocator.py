@@ -1,11 +1,10 @@
 """Memory on the CPU that a step frees is kept for the next one.
 
 glibc maps a block of 32 MiB and more anew each time it is asked for, smaller ones by a threshold that moves, and gives
-it back when it is freed; the system then fills each of its pages with zeros, at every step again: 285,000 page faults
-and 1.1 s of the system's time in one of `alexnet-paper`, batch 64. Two settings of mallopt(3) end that: no block has a
-map of its own, and what is free at the end of the heap stays there. The price: blocks are cut in pieces that do not fit
-what is asked for next, so that the process takes 12 to 28 % more at the peak of such a step (1,540 to 1,590 MiB instead
-of 1,370; plain PyTorch 2,400 instead of 1,870, glibc 2.36), and it gives nothing back before its end.
+it back when it is freed; the system then fills each of its pages with zeros, at every step again. Two settings of
+mallopt(3) end that: no block has a map of its own, and what is free at the end of the heap stays there. The price:
+blocks are cut in pieces that do not fit what is asked for next, so that a process has more resident at the peak of a
+step (`experiments/speed.py` prints how much, for plain PyTorch too), and gives nothing back before its end.
 
 Threads with an arena of their own (64 MiB at most) still map larger blocks; a step's blocks are not theirs, on fake
 devices neither.

@@ -13,6 +13,7 @@ from splitnet.job import Job, RunOptions
 from splitnet.machines import HERE, Machine
 from splitnet.parallel import fake
 from splitnet.parallel.placement import Placement
+from splitnet.training.data import Batch, batches
 
 ROUNDS = 1
 """Of calibration, after one of warm-up."""
@@ -33,7 +34,8 @@ class Emulation:
         link = self.machine.link_bytes_per_second / 1e9
         return (
             f"Emulated: {name}, {self.speed:,.0f} times as fast as this CPU,"
-            f" {link:,.1f} GB/s and {1e6 * self.machine.latency:,.0f} us between two."
+            f" {link:,.1f} GB/s and {1e6 * self.machine.latency:,.0f} us between two, both ways and to the host;"
+            " starting an operation costs nothing."
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -46,10 +48,10 @@ def check(options: RunOptions, placement: Placement) -> Machine | None:
         return None
     found = None if options.machine == HERE else machines.machine(options.machine)
     kinds = {device.type for device in placement.devices}
-    if kinds not in ({"fake"}, {"cuda"}) or (kinds == {"cuda"} and found is None):
-        raise UsageError(
-            f"--machine {options.machine}: is for fake devices, not for {placement} (--devices fake:0,fake:1)"
-        )
+    if kinds == {"cuda"} and found is None:
+        raise UsageError(f"--machine {HERE}: measures this CPU; name the GPU ({', '.join(machines.MACHINES)})")
+    if kinds not in ({"fake"}, {"cuda"}):
+        raise UsageError(f"--machine {options.machine}: is for fake devices and GPUs, not for {placement}")
     if kinds == {"fake"} and options.precision != "float32":
         raise UsageError(f"--machine {options.machine} --precision {options.precision}: emulated in float32 alone")
     if found is not None:
@@ -65,11 +67,10 @@ def begin(job: Job) -> Emulation | None:
     if job.placement.devices[0].type != "fake":
         assert found is not None
         return Emulation(found, None)
-    images = job.dataset.train.read(torch.arange(1)).images
     batch, optimizer = min(job.options.batch_size, len(job.dataset.train)), job.options.optimizer
-    measured = calibration.Calibration(
-        job.architecture, batch, optimizer, torch.get_num_threads(), side=images.shape[-1]
-    )
+    first = next(batches(job.dataset.train, 1))
+    side = first.images.shape[-1]
+    measured = calibration.Calibration(job.architecture, batch, optimizer, torch.get_num_threads(), side=side)
     for _ in range(ROUNDS + 1):
         measured.round()
     here = measured.machine()
@@ -82,13 +83,11 @@ def begin(job: Job) -> Emulation | None:
     return Emulation(found, speed)
 
 
-def predictions(job: Job, machine: Machine, replicas: int) -> Mapping[str, dict[str, Any]]:
-    """Each layout of the comparison on paper, by its name there."""
+def predictions(job: Job, machine: Machine, batch: Batch, replicas: int) -> Mapping[str, dict[str, Any]]:
+    """Each layout of the comparison on paper, by its name there, for the batch that is measured."""
     options: Any = job.options
-    [image] = job.dataset.train.read(torch.arange(1)).images
-    step = costs.Step(
-        options.batch_size, options.precision, options.wire, optimizer=options.optimizer, pixels=image.numel()
-    )
+    pixels = batch.images[0].numel()
+    step = costs.Step(len(batch.labels), options.precision, options.wire, optimizer=options.optimizer, pixels=pixels)
     found = costs.predicted(job.architecture, step, machine, replicas=replicas)
     told = {name: prediction.as_dict() for name, prediction in found.items()}
     if options.overlap and "towers" in told:

@@ -125,7 +125,10 @@ class Job:
         """What defines the training: a checkpoint goes on only where these are the same."""
         data = f"{self.dataset.name} of {len(self.dataset.train)} training images"
         same = ("preset", "towers", "crosses", "batch_size", "optimizer", "seed")
-        return {name: getattr(self.options, name) for name in same} | {"data": data}
+        settings = {name: getattr(self.options, name) for name in same} | {"data": data}
+        changed = {"precision": self.options.precision != "float32", "wire": self.options.wire is not None}
+        # left out where they are what they were before there were such options
+        return settings | {name: getattr(self.options, name) for name, told in changed.items() if told}
 
     def network(self) -> SplitNet:
         net = host(self.architecture, self.placement, self.options.seed, self.link, self.execution)
@@ -167,6 +170,14 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
 def check_link(options: RunOptions, placement: Placement) -> None:
     """UsageError where something would go over a link that is to be avoided."""
     ranks = placement.ranks
+    for name, given in {"overlap": options.overlap, f"wire {options.wire}": options.wire}.items():
+        if given and options.resume is None and (placement.whole or options.towers == 1):
+            raise UsageError(f"--{name}: nothing crosses in {options.preset} on {placement}")
+    if options.wire and ranks is not None and ranks.towers > 2:
+        raise UsageError(
+            f"--wire {options.wire}: between processes gradients of more than two towers would be summed in it"
+            " (two towers, or one process)"
+        )
     if options.link == "host" and ranks is not None and ranks.replicas > 1 and ranks.device.type != "cpu":
         raise UsageError(f"--link host: gradients of {ranks.replicas} replicas are summed over the direct link (NCCL)")
 

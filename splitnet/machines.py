@@ -49,6 +49,8 @@ class Machine:
     """Whether a link carries both directions at once, each at full speed."""
     host_link: float | None = None
     """Bytes/s from the host to one GPU, one way; None: as fast as `link`."""
+    host_link_share: float | None = None
+    """None: as of `link`."""
     launch: float = 10e-6
     """Seconds that an operation takes at least: what it costs to start it."""
     measured: Mapping[str, float] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Machine:
 
     @property
     def host_bytes_per_second(self) -> float:
-        return (self.host_link or self.link) * self.link_share
+        return (self.host_link or self.link) * (self.host_link_share or self.link_share)
 
     def transfer(self, nbytes: float, answered: bool = True) -> float:
         """Seconds of a copy of that size between two GPUs; `answered`: while the same goes the other way."""
@@ -120,7 +122,9 @@ def _on_pcie(name: str, generation: str, gpu: Machine) -> Machine:
     """The GPU in x16 slots, whose copies to others and from the host take the same way."""
     link, share, source, share_source = _PCIE[generation]
     links = {"link": source, "link_share": share_source, "host_link": source, "both_ways": "PCI Express is full duplex"}
-    return replace(gpu, name=name, link=link, link_share=share, host_link=link, sources={**gpu.sources, **links})
+    links |= {"host_link_share": share_source}
+    slot = replace(gpu, name=name, link=link, link_share=share, host_link=link, host_link_share=share)
+    return replace(slot, sources={**gpu.sources, **links})
 
 
 def _gpu(gpu: str, data_sheet: str, sources: Mapping[str, str] | None = None, **figures: float) -> Machine:
@@ -260,7 +264,7 @@ MACHINES = {machine.name: machine for machine in _ALL}
 HERE = "here"
 """What --machine calls this one, calibrated."""
 
-_SHARE = ("float32_share", "tensor_share", "memory_share", "link_share")
+_SHARE = ("float32_share", "tensor_share", "memory_share", "link_share", "host_link_share")
 _SECONDS = ("latency", "launch")
 _MOST = 1e18
 """FLOP/s, bytes/s and bytes of one GPU beyond which a figure is a slip."""

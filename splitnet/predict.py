@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitnet import calibration, costs, tables
+from splitnet.allocator import keep_freed_memory
 from splitnet.costs import Prediction, Step
 from splitnet.errors import UsageError
 from splitnet.fitting import read_size
@@ -101,9 +102,17 @@ def paper(options: PredictOptions) -> Paper:
 
 
 def calibrated(table: Architecture, options: PredictOptions) -> Machine:
-    """The machine at hand, measured now."""
+    """The machine at hand, measured now, with memory kept as `run` keeps it."""
+    if options.precision != "float32":
+        raise UsageError(f"--precision {options.precision}: {HERE} is measured in float32")
+    keep_freed_memory()
     threads = options.threads or torch.get_num_threads()
-    return calibration.here(table, options.batch_size, options.optimizer, threads)
+    try:
+        return calibration.here(table, options.batch_size, options.optimizer, threads)
+    except RuntimeError as error:  # PyTorch's allocator
+        if "allocate" not in str(error):
+            raise
+        raise UsageError(f"--batch-size {options.batch_size}: does not fit this machine's memory") from error
 
 
 def named(layout: str, devices: int) -> str:

@@ -111,11 +111,13 @@ class Report:
         """What training came to, for as far as it got."""
         if self.steps:
             images, seconds = sum(s.images for s in self.steps), sum(s.seconds for s in self.steps)
-            waited = 100 * sum(s.waited for s in self.steps) / seconds
+            timed = self.steps[1:] or self.steps  # the first one warms up, and compiles
+            speed = sum(s.images for s in timed) / sum(s.seconds for s in timed)
+            waited = 100 * sum(s.waited for s in timed) / sum(s.seconds for s in timed)
             first, last = (tables.number(step.loss) for step in (self.steps[0], self.steps[-1]))
             self.console.print(
                 f"Trained {counted(len(self.steps), 'step')}, {counted(images, 'image')} in {seconds:,.0f} s"
-                f" ({images / seconds:,.1f} images/s, {waited:.1f} % of it waiting for images);"
+                f" ({speed:,.1f} images/s after the first step, {waited:.1f} % of it waiting for images);"
                 f" loss {first} at the first, {last} at the last.",
                 highlight=False,
             )

@@ -15,9 +15,10 @@ from splitnet.training.checkpoint import Checkpoint, Checkpoints, check_fits
 
 TAKEN = (
     *("preset", "towers", "crosses", "data", "data_dir", "batch_size", "optimizer", "lr", "seed", "save_every"),
-    *("compare", "profile"),
+    *("precision", "wire", "overlap", "keep_memory", "workers", "compare", "profile"),
 )
-"""Options of the run that hold where the command line says nothing; and where training ends."""
+"""Options of the run that hold where the command line says nothing; and where training ends. What devices must have
+(compile, machine, link, memory_limit) is said anew, as devices are."""
 
 OWN = {"out", "data_dir", "threads", "resume", "weights"}
 """Options that processes of one job may differ in: paths on their hosts, cores."""
@@ -73,8 +74,10 @@ def check_resumes(job: Job) -> None:
         check_fits(checkpoint, job.architecture)
     except UsageError as error:
         raise UsageError(f"--resume {run}: {error}") from error
-    for name, value in job.settings.items():
-        theirs = checkpoint.settings.get(name)
+    plain = RunOptions()  # what settings leave out
+    for name in dict.fromkeys([*job.settings, *checkpoint.settings]):
+        default = getattr(plain, name, None)
+        value, theirs = job.settings.get(name, default), checkpoint.settings.get(name, default)
         if theirs != value:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"--resume {run}: it was trained with {option} {theirs}, not {value}")

@@ -66,7 +66,7 @@ def measure(job: Job, report: Report, stop: Stop) -> None:
             )
     if report.emulation is not None:
         replicas = max((layout.get("replicas", 0) for layout in comparison["layouts"]), default=0) or 2
-        paper = emulation.predictions(job, report.emulation.machine, replicas)
+        paper = emulation.predictions(job, report.emulation.machine, steps[0], replicas)
         for layout in comparison["layouts"]:
             layout["predicted"] = paper.get(layout["layout"])
     folder.write("compare", comparison)

@@ -264,6 +264,29 @@ def test_nothing_starts_before_it_was_asked_for():
     assert fake.clock(ONE) == 6.5
 
 
+def test_waiting_for_one_device_closes_no_others_books():
+    """Device 1 is ahead; a copy beside it that begins before then is still counted."""
+    x = torch.ones(250)
+    _at_zero()
+    _computes(ONE, 1.0)
+    _computes(TWO, 1.0)
+    module = torch.get_device_module(ONE)
+    clocks.wait(1, None, 9.0)  # it has nothing to do until then
+    module.synchronize(ONE)
+    with module.stream(module.Stream(TWO)):
+        x.to(TWO, non_blocking=True)  # from 1.0 to 2.5
+    assert _spent(TWO) == clocks.Spent(busy=1.0, input=1.5, idle=6.5)
+
+
+def test_an_event_is_of_the_current_stream_alone():
+    x = torch.ones(250, device=ONE)
+    _at_zero()
+    copy = Beside(x, TWO)
+    event = torch.get_device_module(TWO).Event()
+    event.record(TWO)
+    assert (event.seconds, copy.event.seconds) == (0.0, 1.5)
+
+
 def test_what_has_not_arrived_may_not_be_used():
     x = torch.ones(250, device=ONE)
     _at_zero()

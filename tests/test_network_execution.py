@@ -1,18 +1,19 @@
 """Precision, compilation and the order of relu and pool: how rows compute, not what."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
 from layouts import batch, relative, run, small
-from torch import nn
 
 import splitnet
 from splitnet.errors import UsageError
 from splitnet.network.execution import Execution
-from splitnet.network.layers import in_order
+from splitnet.network.layers import Block, in_order
 from splitnet.parallel import fake
 from splitnet.parallel.capabilities import check_execution, is_slow, use_precision
 from splitnet.parallel.placement import build
@@ -169,7 +170,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     with pytest.raises(UsageError, match=r"--compile: on the CPU torch.compile needs a C\+\+ compiler"):
         check_execution(Execution(compiled=True), CPU)
-    monkeypatch.setattr("splitnet.parallel.capabilities.find_spec", lambda name: None)
+    monkeypatch.setattr("splitnet.parallel.capabilities.has_triton", lambda device: False)
     with pytest.raises(UsageError, match="--compile: cuda:0 needs the package triton"):
         check_execution(Execution(compiled=True), [torch.device("cuda:0")])
 
@@ -236,6 +237,16 @@ def test_compiled_rows_compute_the_same_and_are_compiled_once():
 
 def test_a_block_is_compiled_only_where_asked():
     net = build(small("fashion"), devices=["cpu"])
-    block = net.hosted[0]["conv1"]
-    assert "compute" not in vars(block)
-    assert isinstance(block, nn.Module)
+    assert net.hosted[0]["conv1"].compute is Block._compute
+
+
+def test_a_compiled_network_is_freed_when_nobody_holds_it():
+    """Without the collector: layouts of a comparison are dropped to make room for others."""
+    gc.disable()
+    try:
+        net = build(small("fashion"), devices=["cpu"], compile=True)
+        weight = weakref.ref(net.hosted[0]["conv1"].weight)
+        del net
+        assert weight() is None
+    finally:
+        gc.enable()

@@ -212,6 +212,19 @@ def test_options_of_the_run_hold_where_nothing_is_said(tmp_path):
     check_same(folder, made(tmp_path / "straight", *LENET, *words, "--epochs", "2", "--save-every", "2"))
 
 
+def test_a_run_goes_on_in_the_precision_and_on_the_wire_that_it_began_with(tmp_path):
+    words = (*FASHION, "--devices", "cpu,cpu", "--precision", "bf16", "--wire", "float16", "--overlap")
+    folder = made(tmp_path / "parts", *words, "--workers", "1", "--no-keep-memory", "--steps", "1", "--save-every", "1")
+    goes_on(folder, "--steps", "2", "--devices", "cpu,cpu")
+    after = read_run(folder)["options"]
+    names = ("precision", "wire", "overlap", "workers", "keep_memory")
+    assert [after[name] for name in names] == ["bf16", "float16", True, 1, False]
+    said = command("--resume", folder, "--steps", "3", "--precision", "float32", *QUIET)
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "it was trained with --precision bf16, not float32" in said.err
+    goes_on(folder, "--steps", "3", "--devices", "cpu")  # in one piece nothing crosses
+
+
 def test_steps_may_be_said_where_epochs_were(tmp_path):
     folder = made(tmp_path, *LENET, "--epochs", "1", "--save-every", "100")
     goes_on(folder, "--steps", "5")

@@ -5,7 +5,7 @@ Shapes: B images, C channels, S the side of the map. A block's parameters are `w
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -55,9 +55,9 @@ class Block(nn.Module):
         ops = in_order(row.layer.after)
         drops = ops.index("dropout") if "dropout" in ops else len(ops)
         self.ops, self.ops_from_dropout = ops[:drops], ops[drops:]
+        self.compute, self.finish = Block._compute, Block._finish
         if execution.compiled:
-            self.compute = compiled(self.compute, row.name)  # type: ignore[method-assign]
-            self.finish = compiled(self.finish, row.name)  # type: ignore[method-assign]
+            self.compute, self.finish = (compiled(part, row.name) for part in (self.compute, self.finish))
         self.place = architecture.layers.index(row.layer)
         out, *inner = row.weight_shape
         out = out * len(self.towers) // row.holders
@@ -66,14 +66,14 @@ class Block(nn.Module):
         self.bias = nn.Parameter(torch.empty(out))
 
     def forward(self, x: Tensor | Arriving, moment: Moment) -> Tensor:
-        x = self.compute(x) if isinstance(x, Tensor) else self.compute_by_parts(x)
+        x = self.compute(self, x) if isinstance(x, Tensor) else self.compute_by_parts(x)
         for op in self.ops_from_dropout:  # never compiled: what is dropped depends on the step
             x = (self.drop(x, moment) if self.training else x) if op == "dropout" else self.apply_op(op, x)
         return x
 
-    def compute(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor) -> Tensor:
         """All but dropout, and what follows it."""
-        return self.finish_eagerly(self.product(x, self.weight, self.bias))
+        return self._finish(self.product(x, self.weight, self.bias))
 
     def compute_by_parts(self, x: Arriving) -> Tensor:
         """The same: a product for each tower's channels, in the order in which they are here, and their sum."""
@@ -81,13 +81,10 @@ class Block(nn.Module):
         y = self.product(x.own, columns[x.tower], self.bias)
         for tower, part in x.rest():
             y.add_(self.product(part, columns[tower], None))  # no product needs its result for backward
-        return self.finish(y)
+        return self.finish(self, y)
 
-    def finish(self, y: Tensor) -> Tensor:
+    def _finish(self, y: Tensor) -> Tensor:
         """What follows the product, up to dropout."""
-        return self.finish_eagerly(y)
-
-    def finish_eagerly(self, y: Tensor) -> Tensor:
         for op in self.ops:
             y = self.apply_op(op, y)
         return y
@@ -167,11 +164,14 @@ def in_order(after: Sequence[Op]) -> tuple[Op, ...]:
     return tuple(ops)
 
 
-def compiled(method: Any, row: str) -> Any:
-    """A method compiled by itself: torch.compile counts by code object how often it may, so each row gets its own."""
-    code = method.__func__.__code__.replace(co_name=f"{method.__name__}_{row}")
-    own = FunctionType(code, method.__func__.__globals__, code.co_name, None, method.__func__.__closure__)
-    return torch.compile(MethodType(own, method.__self__), dynamic=False)
+def compiled(function: Any, row: str) -> Any:
+    """A function compiled by itself: torch.compile counts by code object how often it may, so each row gets its own.
+
+    Not a bound method, which would keep its block alive, and the block it.
+    """
+    code = function.__code__.replace(co_name=f"{function.__name__.strip('_')}_{row}")
+    own = FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
+    return torch.compile(own, dynamic=False)
 
 
 def kept_units(images: Tensor, units: Tensor, key: int, chance: float) -> Tensor:

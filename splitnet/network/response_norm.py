@@ -10,8 +10,10 @@ each of the `lengths`. Over channels that is (B*S*S*towers, C/towers, 1) or (B*t
 (B, S, S, C) or (B*C, S, S, 1): channels-last and contiguous. Half precision is computed in float32 and rounded once.
 """
 
+from functools import cache
 from importlib.util import find_spec
 from math import prod
+from shutil import which
 from typing import Any, NoReturn
 
 import torch
@@ -114,9 +116,18 @@ def _run(x: Tensor, grad: Tensor | None, norm: Norm, towers: int | None) -> Tens
     return result
 
 
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton can build kernels for a device: the package, a C compiler for its launchers, Volta or later."""
+    if device.type != "cuda" or not find_spec("triton"):
+        return False
+    compilers = map(which, ("gcc", "clang", "cc"))
+    return any(compilers) and torch.get_device_module(device).get_device_capability(device) >= (7, 0)
+
+
 def _best(device: torch.device) -> Any:
-    """What fills a result there: kernels in Triton, which is slow to import and not everywhere, or blocks."""
-    if device.type == "cuda" and find_spec("triton"):
+    """What fills a result there: kernels in Triton, or blocks."""
+    if has_triton(device):
         from splitnet.network.response_norm_kernels import fill
 
         return fill

@@ -1,13 +1,13 @@
 """What devices can do of what an execution asks for."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import get_args
 
 import torch
 
 from splitnet.errors import UsageError
 from splitnet.network.execution import Execution, Precision, Wire
+from splitnet.network.response_norm import has_triton
 
 AMPERE = (8, 0)
 """The first compute capability of CUDA whose products take tf32."""
@@ -46,8 +46,8 @@ def _lacks(precision: Precision, device: torch.device) -> str:
 def _check_compiler(device: torch.device) -> None:
     if device.type == "fake":
         raise UsageError(f"--compile: {device} computes operation by operation; torch.compile takes cuda and cpu")
-    if device.type == "cuda" and find_spec("triton") is None:
-        raise UsageError(f"--compile: {device} needs the package triton, which is not installed")
+    if device.type == "cuda" and not has_triton(device):
+        raise UsageError(f"--compile: {device} needs the package triton, a C compiler, and compute capability 7.0")
     if device.type == "cpu" and not _has_cpp_compiler():
         raise UsageError("--compile: on the CPU torch.compile needs a C++ compiler, and there is none")
 

@@ -92,7 +92,8 @@ class Wire:
     """What floating-point tensors are cast to while they cross; `dtype` None: as they are.
 
     Gradients that cross as float16 are multiplied by a power of two not below the number of images: they are those of a
-    mean over the batch, and would vanish where those of a sum, as in 2012, do not.
+    mean over the batch, and would vanish where those of a sum, as in 2012, do not. What is too large for float16
+    (65,504) arrives as infinity.
     """
 
     dtype: torch.dtype | None = None

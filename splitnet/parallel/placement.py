@@ -175,7 +175,8 @@ def build(
     `architecture` is a preset's name (two towers unless said) or a table, with its own number of towers
     unless said. One device for several towers: the same function in one piece on it. In a process that torchrun
     started, without `devices`: its own tower, joined with the others by collectives. `precision`, `wire`, `overlap` and
-    `compile` as in `Execution`. UsageError for what cannot be built.
+    `compile` as in `Execution`; whether CUDA rounds float32 products to tf32 is the process's setting, and that of the
+    network built last. UsageError for what cannot be built.
     """
     if isinstance(architecture, str):
         architecture = preset(architecture, 2 if towers is None else towers, crosses)

@@ -170,7 +170,8 @@ def train(
             ends = ahead.ends
             loss, right, padding = together([*outcome, batch.padding], stop, ranks, f"the end of step {step}")
             if not isfinite(loss):
-                raise DivergedError(f"step {step}: the loss is {loss}; a smaller --lr may help")
+                wider = " or a wider --wire" if net.execution.wire == "float16" else ""
+                raise DivergedError(f"step {step}: the loss is {loss}; a smaller --lr{wider} may help")
             images = len(batch.labels) if batch.total is None else batch.total
             seconds, waited = time.perf_counter() - clock, reader.waited - waited
             # each tower of a replica padded alike

@@ -19,6 +19,10 @@ Job = Callable[[], None]
 Jobs = SimpleQueue[tuple["Future[None]", Job] | None]
 
 
+PATIENCE = 5.0
+"""Seconds that the end of a reading waits for each thread: one whose disk does not answer is left behind."""
+
+
 class Pool:
     """Threads that work in turn on what they are given, from the first job in a context to the end of the last one.
 
@@ -47,7 +51,7 @@ class Pool:
                 self._jobs.put(None)
             self._jobs = SimpleQueue()
         for thread in threads:
-            thread.join()
+            thread.join(PATIENCE)
 
     def submit(self, job: Job) -> "Future[None]":
         """Done when the job is; what that raises is its exception."""

@@ -152,7 +152,7 @@ def synchronize(index: int | None = None) -> None:
     for other in range(len(speed)):
         until = max(now(other), latest)
         _computed[other] = _copied[other] = until
-        _close(other, until)
+        _close(other, min(until, _host))
 
 
 def sums() -> list[Spent]:

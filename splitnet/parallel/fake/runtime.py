@@ -195,8 +195,8 @@ class Event:
         return self._seconds or 0.0
 
     def record(self, stream: "Stream | Device" = None) -> None:
-        """Remember when a stream, or all of a device, will have done what was asked of it so far."""
-        self._seconds = stream.ready if isinstance(stream, Stream) else clocks.now(devices.required(stream))
+        """Remember when a stream, a device's current one without any, will have done what was asked of it so far."""
+        self._seconds = (stream if isinstance(stream, Stream) else current_stream(stream)).ready
 
     def wait(self, stream: Stream | None = None) -> None:
         """As `Stream.wait_event`."""
