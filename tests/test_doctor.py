@@ -13,7 +13,7 @@ from splitnet.parallel import device_links, fake, probes
 from splitnet.parallel.probes import Difference, LinkReport
 from splitnet.testing import fake_devices  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("fake_devices")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fake_devices")]
 
 ONE, TWO, HOST = "fake:0", "fake:1", "cpu"
 DEVICES = [f"fake:{i}" for i in range(4)]

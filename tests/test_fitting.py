@@ -23,6 +23,8 @@ from splitnet.training.data import batches, load
 from splitnet.training.loop import evaluate, training_step
 from splitnet.training.optimizer import make_optimizer
 
+pytestmark = pytest.mark.slow  # whole runs: `make fast` leaves them out
+
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 TABLE = small("fashion")
 ROWS = [row.name for row in TABLE.rows()]

@@ -18,7 +18,7 @@ from splitnet.parallel.links import UnsoundLinkError, check_devices, check_ranks
 from splitnet.parallel.probes import DTYPES, STAGING, Contents, LinkReport, difference
 from splitnet.testing import fake_devices  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("fake_devices")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fake_devices")]
 
 ONE, TWO, HOST = "fake:0", "fake:1", "cpu"
 WAYS = list(permutations((ONE, TWO, HOST), 2))

@@ -43,6 +43,8 @@ from splitnet.parallel.placement import Placement
 from splitnet.training import checkpoint, checkpoint_files
 from splitnet.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow  # whole runs: `make fast` leaves them out
+
 FASHION = ("--data", "synthetic", "--batch-size", "4")
 LAYOUTS = ["cpu", "cpu,cpu", "fake:0,fake:1"]
 

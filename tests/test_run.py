@@ -33,6 +33,8 @@ from splitnet.training import fashion
 from splitnet.training.data import load
 from splitnet.training.loop import DivergedError, Step, evaluate
 
+pytestmark = pytest.mark.slow  # whole runs: `make fast` leaves them out
+
 ROOT = Path(__file__).parents[1]
 ROUNDS = 2
 LENET = ["--preset", "lenet", "--towers", "1", "--data", "fashion-mnist-small", "--batch-size", "8"]
