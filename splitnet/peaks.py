@@ -6,8 +6,8 @@ A step is followed tensor by tensor, forward and backward, as autograd keeps and
 - relu is in place; a response norm is one operation that keeps its input alone; a pool keeps its input and 8 bytes for
   each output (where the maximum was), dropout 1 byte (what lives); a product keeps its input and, where activations are
   not float32, its cast weights;
-- gradients are made in backward and freed before the next forward pass; weights, gradients, optimizer state, response
-  norms and their gradients are float32.
+- gradients are made in backward and freed before the next forward pass; weights, their gradients and optimizer state
+  are float32.
 """
 
 from collections.abc import Iterator
