@@ -1,10 +1,10 @@
-"""Claim: fake devices cost at most 1.05 of the plain CPU's step; two towers on it at most 1.03 of the whole network.
+"""Claim: fake devices cost at most 1.05 of the plain CPU's step; two towers on it at most 1.02 of the whole network.
 
     python experiments/overhead.py [--preset fashion] [--batch-size 64] [--rounds 12] [--threads 2]
 
 Three layouts of the same training step (Adam, float32, channels-last) in alternation in one run: two towers on two
 fake devices, two towers on the plain CPU, the whole network in one piece on it. Ratios are taken round by round.
-Expected: medians of at most 1.05 and 1.03; run it on an idle machine.
+Expected: medians of at most 1.05 and 1.02; run it on an idle machine.
 """
 
 from dataclasses import dataclass
