@@ -209,6 +209,6 @@ def _op(block: Block, op: str, x: Tensor) -> tuple[float, float]:
     out: list[Tensor] = []
     forward = _seconds(lambda: out.append(_apply(block, op, made)))
     gradient = torch.rand_like(out[0])
-    target = leaf if op in ("relu", "sigmoid") else made
+    target = leaf if op in ("relu", "sigmoid", "tanh") else made
     backward = _seconds(lambda: torch.autograd.grad(out[0], target, gradient))
     return forward, backward

@@ -30,6 +30,7 @@ PASSES = {
     # op: (forward: over its input, over its output), (backward: over its input's gradient, over its output's)
     "relu": ((1, 1), (1, 2)),  # reads and writes; backward reads what it made and the gradient
     "sigmoid": ((1, 1), (1, 2)),
+    "tanh": ((1, 1), (1, 2)),
     "norm": ((1, 1), (7, 1)),  # `network.response_norm` on GPUs: backward reads x and the gradient, writes two
     "cnorm": ((1, 1), (7, 1)),  # sums, and reads them and x again; windows are read from a cache
     "pool": ((1, 1), (2, 1)),  # backward clears the gradient, then adds

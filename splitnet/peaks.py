@@ -21,7 +21,7 @@ STATE = {"adam": 2, "sgd": 1}
 
 IN_PLACE = {"relu"}
 SAVES_INPUT = {"product", "norm", "cnorm", "pool"}
-SAVES_OUTPUT = {"relu", "sigmoid"}
+SAVES_OUTPUT = {"relu", "sigmoid", "tanh"}
 KEPT_FOR_EACH = {"pool": 8, "dropout": 1}
 """Bytes that an operation keeps for each number that it makes, beside the numbers."""
 

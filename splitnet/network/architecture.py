@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from splitnet.errors import UsageError
 
-Op = Literal["relu", "sigmoid", "norm", "cnorm", "pool", "dropout"]
+Op = Literal["relu", "sigmoid", "tanh", "norm", "cnorm", "pool", "dropout"]
 Phase = Literal["forward", "backward"]
 
 
@@ -173,6 +173,9 @@ class Architecture:
     cnorm: Norm = Norm(5, alpha=1e-3, beta=0.75, k=1.0)
     dropout: float = 0.5
     """Chance that a unit is dropped while training."""
+    dropout_scales: Literal["training", "testing"] = "training"
+    """When the others are made up for it: living units times 1 / (1 - dropout) while training, as PyTorch does, or all
+    units times 1 - dropout in tests, as in 2012 ("hs"), for whose initial weights it matters."""
     pixels: Literal["0..1", "0..255 minus mean"] = "0..1"
     """The scale of images on which the network was meant to learn."""
 
@@ -273,6 +276,11 @@ class Architecture:
         """The table without these ops: "norm" stands for both response norms."""
         gone = {*ops, *(("cnorm",) if "norm" in ops else ())}
         layers = (replace(row, after=tuple(op for op in row.after if op not in gone)) for row in self.layers)
+        return replace(self, layers=tuple(layers))
+
+    def replacing(self, op: Op, other: Op) -> Self:
+        """The table with another op wherever this one stands: `replacing("relu", "tanh")`."""
+        layers = (replace(row, after=tuple(other if o == op else o for o in row.after)) for row in self.layers)
         return replace(self, layers=tuple(layers))
 
     def adapted(self, channels: int | None = None, classes: int | None = None) -> Self:

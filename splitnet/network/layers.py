@@ -68,7 +68,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor | Arriving, moment: Moment) -> Tensor:
         x = self.compute(self, x) if isinstance(x, Tensor) else self.compute_by_parts(x)
         for op in self.ops_from_dropout:  # never compiled: what is dropped depends on the step
-            x = (self.drop(x, moment) if self.training else x) if op == "dropout" else self.apply_op(op, x)
+            x = self.drop(x, moment) if op == "dropout" else self.apply_op(op, x)
         return x
 
     def _compute(self, x: Tensor) -> Tensor:
@@ -122,6 +122,8 @@ class Block(nn.Module):
                 return F.relu_(x)  # nothing before it in any table needs its own output for backward
             case "sigmoid":
                 return torch.sigmoid(x)
+            case "tanh":
+                return torch.tanh(x)
             case "norm":
                 return self.normalise(x)
             case "cnorm":
@@ -136,8 +138,10 @@ class Block(nn.Module):
         return response_norm(x, norm, towers=1 if norm.across_towers else len(self.towers))
 
     def drop(self, x: Tensor, moment: Moment) -> Tensor:
-        chance = self.architecture.dropout
-        return torch.where(self.kept(x, moment), x * (1 / (1 - chance)), 0.0)
+        chance, in_training = self.architecture.dropout, self.architecture.dropout_scales == "training"
+        if not self.training:
+            return x if in_training else x * (1 - chance)
+        return torch.where(self.kept(x, moment), x * (1 / (1 - chance)) if in_training else x, 0.0)
 
     def kept(self, x: Tensor, moment: Moment) -> Tensor:
         """Which units of x live: a mask of its shape, each tower's units by their own key."""

@@ -6,6 +6,7 @@ A whole state is a dict from the whole network's names, "conv1.weight" … "fc8.
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,13 @@ from splitnet.errors import UsageError
 from splitnet.network.architecture import Architecture
 
 State = dict[str, Tensor]
+
+Initial = Literal["pytorch", "2012", "paper"]
+
+DEVIATION, WIDER = 0.01, 0.03
+WIDER_ROWS = ("conv3", "conv4", "conv5")
+ONES = ("conv2", "conv4", "conv5")
+"""Convolutions whose biases are 1 at first, so that their relus see positive inputs."""
 
 
 def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
@@ -25,10 +33,23 @@ def shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def draw(architecture: Architecture, seed: int) -> State:
-    """PyTorch's own initial weights, uniform within 1 / sqrt(inputs of one kernel), drawn whole."""
+def draw(architecture: Architecture, seed: int, initial: Initial = "pytorch") -> State:
+    """Initial weights, drawn whole.
+
+    "pytorch" is PyTorch's own: uniform within 1 / sqrt(inputs of one kernel). "2012" and "paper" are normal, with a
+    standard deviation of 0.01 (2012: 0.03 in conv3, conv4, conv5), and biases of 1 in conv2, conv4, conv5 and the
+    hidden fully connected rows, 0 in the others (2012: layers-145.cfg; paper: section 5).
+    """
     generator = torch.Generator().manual_seed(seed)
     state: State = {}
+    if initial != "pytorch":
+        for row in architecture.rows():
+            deviation = WIDER if initial == "2012" and row.name in WIDER_ROWS else DEVIATION
+            weight = torch.empty(row.weight_shape).normal_(0, deviation, generator=generator)
+            hidden = not row.layer.kernel and not row.layer.home
+            bias = torch.full((row.layer.out,), float(hidden or row.name in ONES))
+            state |= {f"{row.name}.weight": weight, f"{row.name}.bias": bias}
+        return state
     for row in architecture.rows():
         weight = torch.empty(row.weight_shape)
         nn.init.kaiming_uniform_(weight, a=sqrt(5), generator=generator)

@@ -11,10 +11,11 @@ from splitnet.network.architecture import Architecture
 from splitnet.network.towers import SplitNet
 from splitnet.network.weights import State, chunk, shapes
 from splitnet.training.checkpoint import Checkpoint, check_fits
+from splitnet.training.optimizer import SGD
 
 KINDS: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.Adam: {"exp_avg", "exp_avg_sq", "step"},
-    torch.optim.SGD: {"momentum_buffer"},
+    SGD: {"momentum_buffer"},
 }
 """What each optimizer remembers of a parameter after its first update."""
 
@@ -107,6 +108,8 @@ def _restored(optimizer: torch.optim.Optimizer, schedule: list[dict[str, Any]]) 
     restored = []
     for group, saved in zip(groups, schedule, strict=True):
         own = _plain(group)
+        if "velocity_lr" in own and "lr" in saved:  # written before the velocity held the rate: it was constant
+            saved = {"velocity_lr": saved["lr"]} | saved
         for key in dict.fromkeys([*own, *saved]):
             if key not in own or key not in saved:
                 if _count(own.get(key, saved.get(key))) is not None:

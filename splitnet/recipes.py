@@ -1,0 +1,182 @@
+"""Recipes: how a network is trained, as options of their own with a source's values under one name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+from splitnet.errors import UsageError
+from splitnet.network.weights import Initial
+from splitnet.options import option
+from splitnet.training.optimizer import LEARNING_RATES, MOMENTUM, Update
+from splitnet.training.schedule import Schedule
+
+_PAPER = {
+    "optimizer": "sgd",
+    "lr": "0.01",
+    "weight_decay": "0.0005",
+    "batch_size": "128",
+    "init": "paper",
+    "dropout_scales": "testing",
+    "pixels": "minus-mean",
+    "flips": True,
+    "color_noise": "0.1",
+    "views": "10",
+}
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "textbook": {"optimizer": "adam", "lr": "0.001", "batch_size": "128", "epochs": "5"},
+    "2012": _PAPER
+    | {
+        "bias_lr": "0.02",
+        "drops": "25,51,79",
+        "bias_drops": "25",
+        "conv1_drop": "67",
+        "conv1_freeze": "72",
+        "noise_until": "67",
+        "noise_shrinks": True,
+        "init": "2012",
+        "crops": "chunks",
+        "epochs": "91",
+    },
+    "paper": _PAPER | {"decay_biases": True, "drops": "plateau", "crops": "images", "epochs": "90"},
+}
+"""What each says, as a command line would.
+
+textbook: github.com/ShusenTang/Dive-into-DL-PyTorch, 5.6. 2012: layers-145.cfg and layer-params-145.cfg of
+github.com/computerhistory/AlexNet-Source-Code (2f8b81f) with the changes that its comments note; its crops are shared
+by 32 images. paper: Krizhevsky, Sutskever and Hinton, NIPS 2012, 4.1 and 5; its "eigenvalues" of colours are taken for
+standard deviations, as the code has them.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """The part of a run's options that a recipe sets; each can be said by itself."""
+
+    recipe: str | None = option(
+        None, "options of a source's training, of which others override single ones", tuple(RECIPES)
+    )
+    optimizer: str = option("adam", "the optimizer", tuple(LEARNING_RATES))
+    lr: float | None = option(None, "learning rate (Adam 0.001, SGD 0.01)")
+    bias_lr: float | None = option(None, "of biases, where it is another")
+    momentum: float = option(MOMENTUM, "of SGD")
+    weight_decay: float = option(0.0, "pull of weights towards 0, as a share of the rate")
+    decay_biases: bool = option(False, "of biases as well")
+    drops: str | None = option(None, "epochs after which the rate is divided by 10, joined by commas, or plateau")
+    bias_drops: str | None = option(None, "of biases, where they are others")
+    conv1_drop: int | None = option(None, "epoch after which the rate of the first weights is divided once more")
+    conv1_freeze: int | None = option(None, "epoch after which the first weights stay as they are")
+    init: str = option("pytorch", "initial weights", get_args(Initial))
+    dropout_scales: str = option("training", "when what is dropped is made up for", ("training", "testing"))
+    pixels: str = option(
+        "0..1", "what images are for the network: 0..1, or 0..255 minus the mean image", ("0..1", "minus-mean")
+    )
+    crops: str = option(
+        "none",
+        "of training images: the centre, a place for each image, or one for each 32 images",
+        ("none", "images", "chunks"),
+    )
+    flips: bool = option(False, "mirror half of the training images")
+    color_noise: float = option(0.0, "share of noise along the colours' principal components")
+    noise_until: int | None = option(None, "epoch after which there is no noise")
+    noise_shrinks: bool = option(False, "noisy pixels are divided by 1 + color-noise, as in 2012")
+    views: int = option(1, "of a test image: its centre, or 10 crops with averaged probabilities")
+
+    def check_recipe(self) -> None:
+        """UsageError for a value that no training can have."""
+        for name, most in {
+            "lr": None,
+            "bias_lr": None,
+            "momentum": 1.0,
+            "weight_decay": 1.0,
+            "color_noise": 10.0,
+        }.items():
+            value, option_ = getattr(self, name), f"--{name.replace('_', '-')}"
+            may_be_0 = name not in ("lr", "bias_lr")
+            if value is None or ((value > 0 or (may_be_0 and value == 0)) and value < (most or float("inf"))):
+                continue
+            wanted = "a positive number" if most is None else f"at least 0 and below {most:g}"
+            raise UsageError(f"{option_} {value}: {wanted}")
+        _ = self.schedule
+        if self.views not in (1, 10):
+            raise UsageError(f"--views {self.views}: 1 (the centre) or 10 (corners, centre, and all mirrored)")
+        sgd = {"momentum": self.momentum != MOMENTUM, "weight_decay": self.weight_decay > 0}
+        for name, told in sgd.items():
+            if told and self.optimizer != "sgd":
+                raise UsageError(f"--{name.replace('_', '-')}: is SGD's (--optimizer sgd), not {self.optimizer}'s")
+        if self.recipe is not None:
+            return  # with --color-noise 0 and the like, what a recipe says of noise goes without saying
+        if self.decay_biases and not self.weight_decay:
+            raise UsageError("--decay-biases: there is no --weight-decay")
+        if self.noise_until is not None and not self.color_noise:
+            raise UsageError(f"--noise-until {self.noise_until}: there is no --color-noise")
+
+    @property
+    def schedule(self) -> Schedule:
+        drops = "plateau" if self.drops == "plateau" else _epochs(self.drops, "--drops") or ()
+        return Schedule(drops, _epochs(self.bias_drops, "--bias-drops"), self.conv1_drop, self.conv1_freeze)  # type: ignore[arg-type]
+
+    @property
+    def update(self) -> Update:
+        return Update(
+            self.optimizer,
+            self.lr,
+            self.bias_lr,
+            self.momentum,
+            self.weight_decay,
+            self.decay_biases,
+            self.schedule.by_kind,
+        )
+
+
+LASTING = (
+    *("momentum", "weight_decay", "decay_biases", "dropout_scales", "pixels", "crops", "flips"),
+    *("color_noise", "noise_shrinks"),
+)
+"""Fields that a run which goes on must have as it began. Rates, and when they change, may be said anew, as in 2012."""
+
+FIELDS = tuple(entry.name for entry in fields(RecipeOptions))
+"""Names of all that a recipe may set, and "recipe" itself; epochs and batch_size are a run's own."""
+
+
+def defaults(recipe: str | None, said: set[str]) -> dict[str, Any]:
+    """What a recipe says of options that a command line, which named `said`, leaves open."""
+    found = {name: value for name, value in RECIPES.get(recipe or "", {}).items() if name not in said}
+    if "steps" in said:
+        found.pop("epochs", None)
+    return found
+
+
+def told(options: RecipeOptions, noisy: bool) -> str:
+    """A recipe in a line, as it is after what overrides it. `noisy`: whether the images have colours to change."""
+    update, schedule = options.update, options.schedule
+    said = [f"{update.optimizer}, rate {update.rate:g}"]
+    if update.bias_lr is not None:
+        said[-1] += f" ({update.bias_lr:g} for biases)"
+    if update.weight_decay:
+        said.append(f"decay {update.weight_decay:g}{'' if update.decay_biases else ' (not of biases)'}")
+    if schedule.drops == "plateau":
+        said.append("a tenth of the rate on a plateau")
+    elif schedule.drops:
+        said.append(f"a tenth of the rate after epochs {', '.join(map(str, schedule.drops))}")
+    if options.crops != "none":
+        said.append("crops of each image" if options.crops == "images" else "crops of 32 images each")
+    said += ["mirrored"] * options.flips
+    if options.color_noise:
+        said.append("noise of colours" if noisy else "no noise of colours (the images are grey)")
+    if options.views > 1:
+        said.append(f"{options.views} views of a test image")
+    return f"Recipe {options.recipe}: {', '.join(said)}."
+
+
+def _epochs(text: str | None, name: str) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        plateau = ", or plateau" if name == "--drops" else ""
+        raise UsageError(f"{name} {text}: epochs joined by commas, such as 25,51,79{plateau}")
+    found = tuple(map(int, words))
+    if list(found) != sorted(set(found)):
+        raise UsageError(f"{name} {text}: each epoch later than the one before")
+    return found

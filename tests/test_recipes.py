@@ -1,0 +1,123 @@
+"""Recipes: what their options come to, and that single ones override."""
+
+import pytest
+import torch
+from layouts import small
+
+from splitnet.errors import UsageError
+from splitnet.job import RunOptions
+from splitnet.network.layers import Block, Moment
+from splitnet.network.presets import preset
+from splitnet.network.weights import draw
+from splitnet.party import Party
+from splitnet.resuming import read_options
+from splitnet.training.optimizer import Update
+from splitnet.training.schedule import Schedule
+
+
+def options(*words):
+    return read_options("", words, Party())[0]
+
+
+def test_2012_is_what_the_source_trained_with():
+    found = options("--recipe", "2012")
+    assert found.update == Update("sgd", 0.01, 0.02, 0.9, 0.0005, decay_biases=False, by_kind=True)
+    assert found.schedule == Schedule((25, 51, 79), (25,), 67, 72)
+    assert (found.batch_size, found.epochs, found.init, found.dropout_scales) == (128, 91, "2012", "testing")
+    assert (found.pixels, found.crops, found.flips, found.views) == ("minus-mean", "chunks", True, 10)
+    assert (found.color_noise, found.noise_shrinks, found.noise_until) == (0.1, True, 67)
+
+
+def test_the_paper_prints_one_rate_for_all_and_lowers_it_on_a_plateau():
+    found = options("--recipe", "paper")
+    assert found.update == Update("sgd", 0.01, None, 0.9, 0.0005, decay_biases=True)
+    assert found.schedule == Schedule("plateau")
+    assert (found.batch_size, found.epochs, found.init, found.crops) == (128, 90, "paper", "images")
+    assert (found.color_noise, found.noise_shrinks, found.noise_until) == (0.1, False, None)
+
+
+def test_the_textbook_has_pytorchs_weights_and_no_augmentation():
+    found = options("--recipe", "textbook")
+    assert (found.update, found.schedule) == (Update("adam", 0.001), Schedule())
+    assert (found.batch_size, found.epochs, found.init) == (128, 5, "pytorch")
+    plain = RunOptions()
+    same = ("pixels", "crops", "flips", "color_noise", "views", "dropout_scales")
+    assert [getattr(found, name) for name in same] == [getattr(plain, name) for name in same]
+
+
+def test_single_options_override_a_recipe_in_any_order():
+    for words in (["--recipe", "2012", "--lr", "0.5"], ["--lr", "0.5", "--recipe", "2012"]):
+        found = options(*words, "--drops", "3,6", "--no-flips", "--batch-size", "64")
+        assert found.update == Update("sgd", 0.5, 0.02, 0.9, 0.0005, decay_biases=False, by_kind=True)
+        assert found.schedule.drops == (3, 6)
+        assert (found.flips, found.batch_size, found.epochs) == (False, 64, 91)
+
+
+def test_what_belongs_to_a_value_that_is_overridden_is_no_mistake():
+    assert options("--recipe", "2012", "--color-noise", "0").color_noise == 0
+    assert options("--recipe", "paper", "--weight-decay", "0").update.weight_decay == 0
+
+
+def test_steps_take_the_place_of_a_recipes_epochs():
+    found = options("--recipe", "2012", "--steps", "7")
+    assert (found.steps, found.epochs) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--recipe 2013", "--recipe: invalid choice: '2013'"),
+        ("--lr 0", "--lr 0.0: a positive number"),
+        ("--bias-lr -1", "--bias-lr -1.0: a positive number"),
+        ("--optimizer sgd --momentum 1", "--momentum 1.0: at least 0 and below 1"),
+        ("--optimizer sgd --momentum nan", "--momentum nan: at least 0 and below 1"),
+        ("--momentum 0.5", "--momentum: is SGD's (--optimizer sgd), not adam's"),
+        ("--weight-decay 0.1", "--weight-decay: is SGD's (--optimizer sgd), not adam's"),
+        ("--decay-biases", "--decay-biases: there is no --weight-decay"),
+        ("--noise-until 3", "--noise-until 3: there is no --color-noise"),
+        ("--drops 3,two", "--drops 3,two: epochs joined by commas, such as 25,51,79, or plateau"),
+        ("--drops 0", "--drops 0: epochs joined by commas"),
+        ("--bias-drops plateau", "--bias-drops plateau: epochs joined by commas, such as 25,51,79"),
+        ("--drops 6,3", "--drops 6,3: each epoch later than the one before"),
+        ("--conv1-freeze 0", "--conv1-freeze 0: at least 1"),
+        ("--views 5", "--views 5: 1 (the centre) or 10"),
+    ],
+)
+def test_a_wrong_value_is_one_line(words, line):
+    with pytest.raises(UsageError) as error:
+        options(*words.split())
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("init", "wide"), [("2012", 0.03), ("paper", 0.01)])
+def test_initial_weights_of_the_sources(init, wide):
+    table = preset("alexnet", 2)
+    state = draw(table, 0, init)
+    for row in table.rows():
+        deviation = wide if row.name in ("conv3", "conv4", "conv5") else 0.01
+        weight, bias = state[f"{row.name}.weight"], state[f"{row.name}.bias"]
+        assert weight.std().item() == pytest.approx(deviation, rel=0.03), row.name
+        assert abs(weight.mean().item()) < 5 * deviation / weight.numel() ** 0.5, row.name
+        assert weight.abs().max() > 3 * deviation  # a normal's tails, not a uniform's
+        one = row.name in ("conv2", "conv4", "conv5", "fc6", "fc7")
+        assert torch.equal(bias, torch.full_like(bias, float(one))), row.name
+
+
+def test_dropout_of_2012_scales_in_tests_and_not_while_training():
+    from dataclasses import replace
+
+    table = small("alexnet")
+    found = {}
+    for scales in ("training", "testing"):
+        row = next(row for row in table.rows() if row.name == "fc6")
+        block = Block(replace(table, dropout_scales=scales), row, [0, 1])
+        x = torch.rand(3, row.layer.out)
+        kept = block.kept(x, Moment())
+        found[scales] = [block.drop(x, Moment()) / x, block.eval().drop(x, Moment()) / x]
+        assert 0 < kept.sum() < kept.numel()
+        assert torch.equal(found[scales][0] > 0, kept)
+    assert found["training"][0].unique().tolist() == [0.0, 2.0]
+    assert found["training"][1].unique().tolist() == [1.0]
+    assert found["testing"][0].unique().tolist() == [0.0, 1.0]
+    assert found["testing"][1].unique().tolist() == [0.5]

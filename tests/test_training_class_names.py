@@ -1,0 +1,44 @@
+"""Names of classes: by the folder that begins a line, or in order."""
+
+import pytest
+
+from splitnet.errors import UsageError
+from splitnet.training.class_names import read
+
+FOLDERS = ("n01440764", "n01443537", "n01484850")
+
+
+def written(tmp_path, text):
+    path = tmp_path / "names.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_lines_that_begin_with_their_folder_stand_in_any_order(tmp_path):
+    path = written(tmp_path, "n01484850 great white shark\nn01440764 tench, Tinca tinca\n\nn01443537 goldfish\n")
+    assert read(path, FOLDERS) == ("tench, Tinca tinca", "goldfish", "great white shark")
+
+
+def test_bare_lines_are_names_in_order(tmp_path):
+    assert read(written(tmp_path, "tench\ngoldfish\nshark"), FOLDERS) == ("tench", "goldfish", "shark")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("tench\ngoldfish\n", "2 names for 3 classes"),
+        ("n01440764 tench\nn01443537 goldfish\nn99 shark", "no line begins with n01484850, as others do with theirs"),
+        ("n01440764 tench\nn01440764 tench\nn01443537 goldfish", "no line begins with n01484850"),
+        (b"\xff\xfe\x00", "cannot be read (not UTF-8 text)"),
+    ],
+)
+def test_a_list_that_does_not_match_is_one_line(tmp_path, text, line):
+    path = written(tmp_path, text)
+    with pytest.raises(UsageError) as error:
+        read(path, FOLDERS)
+    assert str(error.value).startswith(f"--class-names {path}: {line}")
+
+
+def test_no_such_list(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        read(tmp_path / "none.txt", FOLDERS)
