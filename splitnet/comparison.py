@@ -1,6 +1,6 @@
 """The same training steps in several layouts, side by side: what a run measures when it is over."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -16,14 +16,15 @@ from splitnet.network.architecture import Architecture
 from splitnet.network.execution import Execution
 from splitnet.network.presets import PRESETS
 from splitnet.network.towers import Record, SplitNet
-from splitnet.network.weights import fits
+from splitnet.network.weights import Initial, draw, fits
 from splitnet.parallel.audit import UnknownCopyError
 from splitnet.parallel.exchange import Link
 from splitnet.parallel.placement import Placement, host
 from splitnet.parallel.replicas import GRADIENTS, Replicas, replicate
+from splitnet.training.augment import PLAIN, View
 from splitnet.training.data import Batch
 from splitnet.training.loop import network_images, training_step
-from splitnet.training.optimizer import make_optimizer
+from splitnet.training.optimizer import Update
 
 WAITING = "waiting"
 """The run's own layout without overlap, where the run has it."""
@@ -45,6 +46,12 @@ class Training:
     link: Link = "device"
     """What towers use."""
     execution: Execution = Execution()
+    update: Update | None = None
+    """What `optimizer` and `lr` are said with, where there is more to say."""
+    view: View = PLAIN
+    """What networks see of images."""
+    init: Initial = "pytorch"
+    """How weights are drawn."""
 
 
 @dataclass
@@ -73,9 +80,15 @@ class Contender:
     def _warm_up(self) -> None:
         peak = Peak(self.placement.devices)
         self.net = self._network()
+        self.view = self.training.view
+        if isinstance(self.net, SplitNet):
+            self.view = self.view.at(self.net.exchange.replicate, self.architecture.size)
         if self.training.state is not None and fits(self.architecture, self.training.state):
             self.net.load_whole_state_dict(self.training.state)
-        self.optimizer = make_optimizer(self.net.parameters(), self.training.optimizer, self.training.lr)
+        elif self.training.init != "pytorch":
+            self.net.load_whole_state_dict(draw(self.architecture, self.training.seed, self.training.init))
+        update = self.training.update or Update(self.training.optimizer, self.training.lr)
+        self.optimizer = update.start(self.net)
         self.room.watch(self.net, self.optimizer)
         for number in range(WARM_UP):
             self.step(number)
@@ -96,9 +109,14 @@ class Contender:
     def step(self, number: int) -> None:
         batch, self.net.moment = self.training.batches[number], replace(self.net.moment, step=number)
         if isinstance(self.net, Replicas):
-            self.outcome = replicated_step(self.net, self.optimizer, batch)
+            self.outcome = replicated_step(self.net, self.optimizer, batch, self.view, self.drawn)
         else:
-            self.outcome = [training_step(self.net, self.optimizer, batch)[0]]
+            self.outcome = [training_step(self.net, self.optimizer, self.drawn(batch), view=self.view)[0]]
+
+    def drawn(self, batch: Batch) -> Batch:
+        """With what chance makes of it, the same in every layout."""
+        count = len(batch.labels) if batch.total is None else batch.total
+        return replace(batch, drawn=self.view.draw(batch, self.architecture.size, self.training.seed, 0, count))
 
     def measure(self, number: int) -> None:
         """Make a step, and keep what it cost."""
@@ -137,7 +155,8 @@ class Contender:
         }
 
     def described(self) -> dict[str, Any]:
-        return described(self.name, self.architecture, list(map(str, self.placement.devices)))
+        own = described(self.name, self.architecture, list(map(str, self.placement.devices)))
+        return own | ({"overlap": True} if self.name == "towers" and self.execution.overlap else {})
 
     def _loss_differences(self, base: "Contender") -> list[float] | None:
         """From the same function's losses, step by step; None against itself and against another function."""
@@ -172,16 +191,24 @@ def crossings(architecture: Architecture, images: int, itemsize: int = 4) -> dic
     return found
 
 
-def replicated_step(replicas: Replicas, optimizer: torch.optim.Optimizer, batch: Batch) -> list[Tensor]:
+def replicated_step(
+    replicas: Replicas,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    view: View = PLAIN,
+    draw: Callable[[Batch], Batch] = lambda part: part,
+) -> list[Tensor]:
     """One update of all replicas on a global batch. Returns the parts of its mean loss; nothing waits."""
     optimizer.zero_grad(set_to_none=True)
     count, losses = len(batch.labels), []
     for net, share in replicas.divide(count):
         with record_function(spans.DATA):
-            images = network_images(net, batch.images[share])
+            part = replace(batch, images=batch.images[share], labels=batch.labels[share], indices=batch.indices[share])
+            drawn = draw(replace(part, first=share.start, total=count)).drawn
+            images = network_images(net, part.images, None, view, drawn)
         with record_function(spans.FORWARD):
             logits = net(images)
-            labels = batch.labels[share].to(logits.device, non_blocking=True)
+            labels = part.labels.to(logits.device, non_blocking=True)
             losses.append(F.cross_entropy(logits, labels, reduction="sum") / count)
     with record_function(spans.BACKWARD):
         replicas.backward(losses)

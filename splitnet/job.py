@@ -1,7 +1,7 @@
 """What a run was asked to do: its options, and all that is decided before anything is written."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from splitnet import fitting
+from splitnet import fitting, recipes
 from splitnet.allocator import keep_freed_memory
 from splitnet.errors import UsageError
 from splitnet.network import weights
@@ -17,6 +17,7 @@ from splitnet.network.architecture import Architecture
 from splitnet.network.execution import Execution, Precision, Wire
 from splitnet.network.presets import preset, presets
 from splitnet.network.towers import SplitNet
+from splitnet.network.weights import Initial
 from splitnet.options import LARGEST, check_bounds, option
 from splitnet.parallel import ranks as processes
 from splitnet.parallel.capabilities import check_execution
@@ -24,14 +25,18 @@ from splitnet.parallel.exchange import Link
 from splitnet.parallel.placement import Placement, check_processes, host, place
 from splitnet.parallel.ranks import Ranks
 from splitnet.party import Party
+from splitnet.pixels import FILE, measure, read_pixels
+from splitnet.recipes import RecipeOptions
+from splitnet.training import class_names
+from splitnet.training.augment import CUDA_CONVNET2, PLAIN, Noise, View
 from splitnet.training.checkpoint import Checkpoint
 from splitnet.training.data import NAMES, Dataset, batches, load
-from splitnet.training.optimizer import LEARNING_RATES
+from splitnet.training.folder import read_side
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The command line, and the record of it in run.json."""
+class NetworkOptions:
+    """The network, its images, and how long it is trained."""
 
     preset: str = option("fashion", "the network", presets())
     towers: int = option(2, "towers that share it; 1 is the dense network")
@@ -39,14 +44,21 @@ class RunOptions:
     devices: str | None = option(None, "one for each tower, joined by commas, or one for the whole network")
     data: str = option("fashion-mnist", "the images", NAMES)
     data_dir: Path | None = option(None, "where they are; an imagefolder has train/<class>/… and val/<class>/…")
+    class_names: Path | None = option(
+        None, "what an imagefolder's classes are called: a text file, a line each, with or without the folder's name"
+    )
     workers: int = option(
         4, "threads that decode images, and read the next batch while a step runs; 0 reads when the step asks"
     )
     epochs: int | None = option(None, "passes over the training set, tested after each")
     steps: int | None = option(None, "steps, not epochs; 0 only tests, on all test images (30 if neither is given)")
     batch_size: int = option(64, "images in a step")
-    optimizer: str = option("adam", "the optimizer; SGD has momentum 0.9", tuple(LEARNING_RATES))
-    lr: float | None = option(None, "learning rate (Adam 0.001, SGD 0.01)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(RecipeOptions, NetworkOptions):
+    """The command line, and the record of it in run.json."""
+
     weights: Path | None = option(None, "start from these: safetensors, by the whole network's names")
     resume: Path | None = option(None, "go on with this run, in its folder, from its last checkpoint", metavar="RUN")
     save_every: int | None = option(None, "steps from one checkpoint to the next; the last two are kept")
@@ -67,19 +79,27 @@ class RunOptions:
     )
     memory_snapshot: bool = option(False, "write CUDA's record of the measured steps' memory")
     profile: bool = option(True, "record a few steps of the training as a trace")
+    look: bool = option(True, "follow what the towers learn, and show it in the page")
     compare: bool = option(True, "measure in alternation beside the same on one device")
     out: Path = option(Path("profiles"), "the folder that gets the run's folder")
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "steps": 0, "seed": 0, "save_every": 1}
+        least = {
+            "epochs": 1,
+            "steps": 0,
+            "seed": 0,
+            "save_every": 1,
+            "conv1_drop": 1,
+            "conv1_freeze": 1,
+            "noise_until": 1,
+        }
         most = {"threads": (1, 1024), "batch_size": (1, 65536), "timeout": (5, 86400), "workers": (0, 256)}
         check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | most)
         if self.epochs is not None and self.steps is not None:
             raise UsageError(f"--steps {self.steps}: give it or --epochs {self.epochs}, not both")
         if self.memory_snapshot and (not self.compare or self.steps == 0):
             raise UsageError("--memory-snapshot: is of the comparison's steps, so not with --no-compare or --steps 0")
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            raise UsageError(f"--lr {self.lr}: a positive number")
+        self.check_recipe()
 
     @property
     def limits(self) -> dict[str, int | None]:
@@ -97,6 +117,8 @@ class Job:
     placement: Placement
     state: dict[str, Tensor] | None
     """Weights to start from; None draws them."""
+    view: View = PLAIN
+    """What it sees of images."""
     checkpoint: Checkpoint | None = None
     """Where to go on."""
     allocator: str = ""
@@ -126,15 +148,22 @@ class Job:
         data = f"{self.dataset.name} of {len(self.dataset.train)} training images"
         same = ("preset", "towers", "crosses", "batch_size", "optimizer", "seed")
         settings = {name: getattr(self.options, name) for name in same} | {"data": data}
-        changed = {"precision": self.options.precision != "float32", "wire": self.options.wire is not None}
-        # left out where they are what they were before there were such options
-        return settings | {name: getattr(self.options, name) for name, told in changed.items() if told}
+        plain = RunOptions()  # what is as it was before there were such options is left out
+        changed = {name: getattr(self.options, name) for name in ("precision", "wire", *recipes.LASTING)}
+        return settings | {name: value for name, value in changed.items() if value != getattr(plain, name)}
 
     def network(self) -> SplitNet:
         net = host(self.architecture, self.placement, self.options.seed, self.link, self.execution)
         if self.state is not None:
             net.load_whole_state_dict(self.state)
+        elif self.options.init != "pytorch":  # which the network has already
+            net.load_whole_state_dict(weights.draw(self.architecture, self.options.seed, self.init))
         return net
+
+    @property
+    def init(self) -> Initial:
+        options: Any = self.options
+        return options.init
 
 
 def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = None) -> Job:
@@ -150,7 +179,12 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
             options.data, options.data_dir, size=architecture.size, seed=options.seed, workers=options.workers
         )
         architecture = architecture.adapted(dataset.channels, len(dataset.classes))
+        scales: Any = options.dropout_scales
+        architecture = replace(architecture, dropout_scales=scales)
         state = None if options.weights is None else weights.read(options.weights, architecture)
+        view = _view(options, dataset, architecture)
+        if options.class_names is not None:
+            dataset = replace(dataset, classes=class_names.read(options.class_names, dataset.classes))
     except OSError as error:  # a path that cannot even be looked at
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     for split in (dataset.train, dataset.test):
@@ -162,9 +196,37 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
         placement = place(architecture, ranks=party.ranks)
     check_link(options, placement)
     fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
-    job = Job(options, dataset, architecture, placement, state, checkpoint, allocator)
+    job = Job(options, dataset, architecture, placement, state, view, checkpoint, allocator)
     check_execution(job.execution, placement.devices)
     return job
+
+
+def _view(options: RunOptions, dataset: Dataset, architecture: Architecture) -> View:
+    """UsageError if the mean image or the colours' components are not there, or are others'."""
+    wanted: Any = options
+    noisy = has_noise(options, dataset)
+    pixels = None
+    if noisy or options.pixels == "minus-mean":
+        if dataset.name == "imagefolder":
+            assert options.data_dir is not None
+            side = read_side(architecture.size)
+            pixels = read_pixels(options.data_dir / FILE, channels=3, side=side, classes=dataset.classes)
+        else:
+            pixels = measure(dataset.train)
+    mean = pixels.mean if pixels is not None and options.pixels == "minus-mean" else None
+    noise = None
+    if noisy:
+        components = (pixels and pixels.components) or CUDA_CONVNET2
+        noise = Noise(components, options.color_noise, options.noise_shrinks, options.noise_until)
+    view = View(mean, wanted.crops, options.flips, noise, options.views)
+    view.check(dataset.channels)
+    return view
+
+
+def has_noise(options: RunOptions, dataset: Dataset) -> bool:
+    """Whether there is noise of colours: what a recipe says of them does not hold for grey images."""
+    of_recipe = str(options.color_noise) == recipes.RECIPES.get(options.recipe or "", {}).get("color_noise")
+    return options.color_noise > 0 and not (of_recipe and dataset.channels == 1)
 
 
 def check_link(options: RunOptions, placement: Placement) -> None:

@@ -1,6 +1,8 @@
 """The training of a run: every step and test recorded, saved now and then, and audited at the end."""
 
+from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from rich.console import Console
 from splitnet.fitting import Room
 from splitnet.interrupts import Interrupts
 from splitnet.job import Job
+from splitnet.looking import Look
 from splitnet.measure.profiler import Profile
 from splitnet.measure.ranks import RankTrace, clock_offset, rank_trace
 from splitnet.parallel import fake, gradients
@@ -18,13 +21,16 @@ from splitnet.parallel.ranks import Ranks
 from splitnet.progress import progress_bar
 from splitnet.reporting import Report, counted
 from splitnet.training.checkpoint import Checkpoint, Checkpoints
-from splitnet.training.loop import Position, evaluate, train
-from splitnet.training.optimizer import make_optimizer
+from splitnet.training.loop import Position, Step, Test, evaluate, train
+from splitnet.training.optimizer import set_rates
 from splitnet.training.optimizer_state import join_shares, load_optimizer, schedule_of, shares_of
 from splitnet.training.sharing import Interrupted, Stop
 
 SHORT_TEST = 1000
 """Test images for a run of less than an epoch."""
+
+SHORT_LOOK = {"tested": 128, "training": 256}
+"""And images that it is looked at with."""
 
 
 class Learner:
@@ -57,6 +63,8 @@ class Learner:
         for skipped in self.party.share(job.dataset.skipped, "broken images"):
             job.dataset.skipped.update(skipped)
         audited = self._audit()
+        if job.options.look:
+            self._look(self.look.finish)
         report.filters = self._filters()
         if job.ranks is not None and report.profile is not None:
             report.rank_traces = self._traces(job.ranks, report.profile)
@@ -65,20 +73,33 @@ class Learner:
     def _make(self) -> None:
         options = self.job.options
         self.net = self.job.network()
-        self.optimizer = make_optimizer(self.net.parameters(), options.optimizer, options.lr)
+        self.optimizer = options.update.start(self.net)
         checkpoint = self.party.from_first(self.job.checkpoint, "handing out the checkpoint")
         if checkpoint is not None:
             self._resume(checkpoint)
+        self.errors = self.party.from_first(self._errors(), "test errors")
+        self._set_rates()
+        size = self.job.architecture.size
+        pixels = partial(self.job.view.centre, size=size)
+        fewer = SHORT_LOOK if self._total < self._a_pass else {}
+        self.look = Look(self.job.architecture, self.job.dataset, self.report.folder, pixels, **fewer)
         self.model = gradients.replicated(self.net, self.job.ranks, self.gradients)
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self.net.load_whole_state_dict(checkpoint.weights)
         load_optimizer(self.net, self.optimizer, checkpoint)
-        if self.job.options.lr is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.job.options.lr
         self.position = Position(checkpoint.step, checkpoint.epoch, checkpoint.batch)
         self.saved = self.tried = checkpoint.step
+
+    def _errors(self) -> list[float]:
+        """Test errors at the ends of epochs, so far as this process has records."""
+        ends = {record["step"] + 1 for record in self.report.records(Step) if record["ends_epoch"]}
+        return [1 - record["accuracy"] for record in self.report.records(Test) if record["step"] in ends]
+
+    def _set_rates(self) -> None:
+        """Those of the epoch that begins or goes on."""
+        options = self.job.options
+        set_rates(self.optimizer, options.schedule.rates(options.update, self.position.epoch, self.errors))
 
     def _train_and_test(self) -> None:
         ahead = self._total - self.position.step
@@ -86,8 +107,11 @@ class Learner:
             profiled = min(ahead, self._a_pass - self.position.batch)
             self.report.profile = Profile(self.job.placement.devices, profiled)
         try:
+            if ahead > 0 and not self.position.step and self.job.options.look:
+                self._look(self.look.follow)  # what independent weights have, so that it can be seen what was learned
             if self.position.step and not self.position.batch:
                 self._test()  # the run may have been stopped between the end of an epoch and its test
+                self._set_rates()
             with self.interrupts.patient() as stop:
                 self._train(stop)
                 if stop.agreed:
@@ -112,6 +136,7 @@ class Learner:
             model=self.model,
             ranks=self.job.ranks,
             stop=stop,
+            view=self.job.view,
         )
         bar = progress_bar(Console(quiet=not self.party.first), self._total, self.position.step)
         with closing(records), bar as show, report.profile or nullcontext():  # no thread reads on after an error
@@ -124,6 +149,7 @@ class Learner:
                     if report.profile is not None:
                         report.profile.finish()  # a test is no part of a step
                     self._test()
+                    self._set_rates()
                 self.whole = False
         self.whole = True
 
@@ -166,9 +192,21 @@ class Learner:
                 images=images,
                 ranks=self.job.ranks,
                 stop=self.interrupts.stop,
+                view=self.job.view,
             )
         self.report.add(test)
+        if options.look:
+            self._look(self.look.follow, begun)
+        if not position.batch and position.step:
+            self.errors.append(1 - test.accuracy)
         self.tested = position.step
+
+    def _look(self, how: Callable[..., None], epoch: int | None = None) -> None:
+        """At the weights, on the CPU of the first process, which the others wait for."""
+        state, position = self.net.whole_state_dict(), self.position
+        with self.interrupts.impatient():
+            how(state, step=position.step, epoch=position.epoch if epoch is None else epoch)
+        self.party.wait_for_first(f"looking at step {position.step}")
 
     def _save(self) -> None:
         """A checkpoint, if the run has any and this one is not there yet. The disk may be full: the last one stands."""
@@ -215,7 +253,7 @@ class Learner:
         """What crossed, held against the table."""
         report, job = self.report, self.job
         learnt = sum(s.images + s.padding for s in report.steps)
-        tested = sum(t.images + t.padding for t in report.tests)
+        tested = sum((t.images + t.padding) * t.views for t in report.tests)
         everybody = Ledger()
         for own in self.party.share(self.net.ledger.transfers(), "the audit"):
             everybody.add(own)

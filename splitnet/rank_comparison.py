@@ -40,9 +40,9 @@ class RankContender(Contender):
     def step(self, number: int) -> None:
         """Over when it is over in every process."""
         assert isinstance(self.net, SplitNet)
-        batch = share_of(self.training.batches[number], self.ranks)
+        batch = self.drawn(share_of(self.training.batches[number], self.ranks))
         self.net.moment = replace(self.net.moment, step=number, first_image=batch.first)
-        self.outcome = [training_step(self.net, self.optimizer, batch, self.model)[0]]
+        self.outcome = [training_step(self.net, self.optimizer, batch, self.model, self.view)[0]]
         synchronize(self.placement.devices)
         self.ranks.meet(f"measuring {self.name}")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from splitnet import recipes
 from splitnet.errors import UsageError
 from splitnet.job import Job, RunOptions
 from splitnet.measure.records import read_run
@@ -14,13 +15,14 @@ from splitnet.party import Party, facts
 from splitnet.training.checkpoint import Checkpoint, Checkpoints, check_fits
 
 TAKEN = (
-    *("preset", "towers", "crosses", "data", "data_dir", "batch_size", "optimizer", "lr", "seed", "save_every"),
-    *("precision", "wire", "overlap", "keep_memory", "workers", "compare", "profile"),
+    *("preset", "towers", "crosses", "data", "data_dir", "class_names", "batch_size", "seed", "save_every"),
+    *recipes.FIELDS,
+    *("precision", "wire", "overlap", "keep_memory", "workers", "compare", "profile", "look"),
 )
 """Options of the run that hold where the command line says nothing; and where training ends. What devices must have
 (compile, machine, link, memory_limit) is said anew, as devices are."""
 
-OWN = {"out", "data_dir", "threads", "resume", "weights"}
+OWN = {"out", "data_dir", "class_names", "threads", "resume", "weights"}
 """Options that processes of one job may differ in: paths on their hosts, cores."""
 
 
@@ -30,6 +32,8 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
     After torchrun has restarted a job, it goes on in the folder of its last attempt without being told.
     """
     options = parse(RunOptions, "run", description, argv)
+    said = given(RunOptions, argv)
+    of_recipe = recipes.defaults(options.recipe, said)
     if options.resume is not None and options.weights is not None:  # a restarted job may have both
         raise UsageError(f"--weights {options.weights}: --resume {options.resume} has its own; give one of them")
     party.watch(options.timeout)
@@ -38,10 +42,10 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
         resumed = options.resume or _last_attempt(party)
         if resumed is not None:
             checkpoint = Checkpoints(resumed).last()
-            defaults = {"resume": str(resumed)} | _defaults(resumed, given(RunOptions, argv))
+            defaults = {"resume": str(resumed)} | _defaults(resumed, said)
     [defaults, *_] = party.agree(facts(options, OWN), defaults)
     if not defaults:
-        return options, checkpoint
+        return (parse(RunOptions, "run", description, argv, of_recipe) if of_recipe else options), checkpoint
     try:
         return parse(RunOptions, "run", description, argv, defaults), checkpoint
     except UsageError as error:  # what was said has been read before, so it is of the run's own
@@ -80,4 +84,5 @@ def check_resumes(job: Job) -> None:
         value, theirs = job.settings.get(name, default), checkpoint.settings.get(name, default)
         if theirs != value:
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"--resume {run}: it was trained with {option} {theirs}, not {value}")
+            was = f"without {option}" if theirs is None else f"with {option} {theirs}"
+            raise UsageError(f"--resume {run}: it was trained {was}, not {'without' if value is None else value}")

@@ -1,5 +1,6 @@
 """Train the network on its devices, test it, and measure it beside the same network on one device."""
 
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
@@ -15,7 +16,7 @@ from splitnet.fitting import DoesNotFitError
 from splitnet.interrupts import Interrupts
 from splitnet.job import Job, prepare
 from splitnet.learning import Learner
-from splitnet.measure.records import RunFolder, plain, read_records
+from splitnet.measure.records import RunFolder, plain, read_records, read_run
 from splitnet.options import fail, guarded
 from splitnet.parallel import links
 from splitnet.parallel import ranks as processes
@@ -33,6 +34,9 @@ from splitnet.training.sharing import Interrupted, Stop, UnevenReadError
 ROUNDS = 5
 """Measured steps of each layout in the comparison."""
 
+MEASURED_WITH = ("precision", "wire", "overlap", "compile", "machine")
+"""Options that a comparison is of: where one of them changes and nothing is measured anew, it is put aside."""
+
 TOGETHER = (DivergedError, UnevenReadError, UnsoundLinkError)
 """Failures that all processes of a job come to in the same moment."""
 
@@ -47,7 +51,8 @@ def measure(job: Job, report: Report, stop: Stop) -> None:
     first = list(islice(batches(job.dataset.train, options.batch_size, keyed_order), WARM_UP + ROUNDS))
     whole = [batch for batch in first if len(batch.labels) == len(first[0].labels)]
     steps = [whole[i % len(whole)] for i in range(WARM_UP + ROUNDS)]  # small sets are gone through again
-    training = Training(steps, options.optimizer, options.lr, options.seed, job.state, job.link, job.execution)
+    how = (job.state, job.link, job.execution, options.update, job.view, job.init)
+    training = Training(steps, options.optimizer, options.lr, options.seed, *how)
     comparison: dict[str, Any] = {}
     of_job = (job.architecture, job.placement, training, ROUNDS, job.limit)
     layouts = compare(*of_job) if job.ranks is None else compare_ranks(*of_job, stop)
@@ -168,8 +173,11 @@ def open_folder(job: Job, party: Party) -> RunFolder | None:
     else:
         check_resumes(job)
         assert options.resume is not None
+        before = read_run(options.resume)["options"]
         folder = RunFolder.reopen(options.resume)
         try:
+            if not options.compare and any(before.get(name) != getattr(options, name) for name in MEASURED_WITH):
+                folder.set_aside("compare")
             folder.cut(job.checkpoint.step)
         except OSError as error:
             raise UsageError(f"--resume {options.resume}: cannot write there ({error.strerror})") from error
@@ -202,9 +210,8 @@ def open_report(job: Job, party: Party, console: Console) -> Report:
         report = Report(job, folder, console, party, earlier, emulated)
         report.opening()
     except BaseException as error:
-        if folder is not None:
-            with suppress(OSError):
-                folder.path.rmdir()  # one that is gone on with is not empty
+        if folder is not None and job.checkpoint is None:
+            shutil.rmtree(folder.path, ignore_errors=True)  # it holds nothing yet but what it was about to be
         if isinstance(error, OSError):
             raise OSError(_what(error, folder)) from error
         raise

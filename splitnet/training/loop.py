@@ -19,10 +19,11 @@ from splitnet import spans
 from splitnet.errors import UsageError
 from splitnet.network.towers import SplitNet
 from splitnet.parallel.ranks import Ranks
-from splitnet.training.data import Batch, Split, order, to_network
+from splitnet.training.augment import PLAIN, View, average, credit
+from splitnet.training.data import Batch, Split, order
 from splitnet.training.prefetch import Ahead
 from splitnet.training.sharing import Interrupted, Stop, own_slices, shared_batches, together
-from splitnet.training.splits import Reader
+from splitnet.training.splits import Drawn, Reader
 
 
 class DivergedError(ArithmeticError):
@@ -81,10 +82,18 @@ class Test:
     images: int
     seconds: float
     padding: int = 0
+    top5: float | None = None
+    """Share of the images whose class is among the five most likely; None where there are fewer than six."""
+    views: int = 1
+    """Of each image, each a forward pass of its own."""
 
 
 def training_step(
-    net: SplitNet, optimizer: torch.optim.Optimizer, batch: Batch, model: nn.Module | None = None
+    net: SplitNet,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    model: nn.Module | None = None,
+    view: View = PLAIN,
 ) -> Tensor:
     """One update. Returns mean loss and images classified right, (2,), on the logits' device; nothing waits.
 
@@ -92,7 +101,7 @@ def training_step(
     a batch, the loss is this one's part of the global mean; where tower 0 is in another process, both are 0.
     """
     optimizer.zero_grad(set_to_none=True)
-    outcome = _outcome(net, batch, model or net)
+    outcome = _outcome(net, batch, model or net, view)
     with record_function(spans.BACKWARD):
         outcome[0].backward()
     with record_function(spans.OPTIMIZER):
@@ -100,9 +109,9 @@ def training_step(
     return outcome.detach()
 
 
-def _outcome(net: SplitNet, batch: Batch, model: nn.Module) -> Tensor:
+def _outcome(net: SplitNet, batch: Batch, model: nn.Module, view: View) -> Tensor:
     with record_function(spans.DATA):
-        images = network_images(net, batch.images, batch.copies)
+        images = network_images(net, batch.images, batch.copies, view, batch.drawn)
     with record_function(spans.FORWARD):
         logits = model(images)
         if not net.home:
@@ -113,6 +122,24 @@ def _outcome(net: SplitNet, batch: Batch, model: nn.Module) -> Tensor:
         return torch.stack([_loss(logits, labels, batch.total), right.to(logits.dtype)])
 
 
+def _tested(net: SplitNet, batch: Batch, view: View) -> Tensor:
+    """Mean loss of a batch, and images whose class is the most likely, and among the five most likely: (3,)."""
+    copies = net.exchange.replicate(batch.images) if batch.copies is None else batch.copies
+    seen = []
+    for drawn in view.tests(batch.images, net.architecture.size):
+        with record_function(spans.DATA):
+            images = network_images(net, batch.images, copies, view, drawn)
+        with record_function(spans.FORWARD):
+            seen.append(net(images))
+    with record_function(spans.FORWARD):
+        if not net.home:
+            return torch.stack([seen[0]] * 3)
+        labels = batch.labels.to(seen[0].device, non_blocking=True)
+        scores = average(seen)[: len(labels)]
+        right = [credit(scores, labels, most).to(scores.dtype) for most in (1, 5)]
+        return torch.stack([_loss(scores, labels, batch.total), *right])
+
+
 def _loss(logits: Tensor, labels: Tensor, total: int | None) -> Tensor:
     """What these images contribute to the mean over `total`."""
     if total in (None, len(labels)):
@@ -120,14 +147,27 @@ def _loss(logits: Tensor, labels: Tensor, total: int | None) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="sum") / total
 
 
-def network_images(net: SplitNet, images: Tensor, copies: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """uint8 images (B, C, H, W) on the CPU to what each tower reads: copied once to each device, resized there.
+def network_images(
+    net: SplitNet,
+    images: Tensor,
+    copies: Sequence[Tensor] | None = None,
+    view: View = PLAIN,
+    drawn: Drawn | None = None,
+) -> list[Tensor]:
+    """uint8 images (B, C, H, W) on the CPU to what each tower reads: copied once to each device, worked on there.
 
     `copies`: they are there already.
     """
-    copies = net.exchange.replicate(images) if copies is None else copies
+    size, replicate = net.architecture.size, net.exchange.replicate
+    copies = replicate(images) if copies is None else copies
+    none: list[Tensor | None] = [None] * len(copies)
+    means = view.at(replicate, size).means or none
+    shifts = none if drawn is None or drawn.shifts is None else replicate(drawn.shifts)
     dtype = net.execution.activations or next(net.parameters()).dtype
-    ready = {id(copy): to_network(copy, net.architecture.size, dtype) for copy in copies}  # towers may share one
+    ready: dict[int, Tensor] = {}
+    for copy, mean, shift in zip(copies, means, shifts, strict=True):
+        if id(copy) not in ready:  # towers may share one
+            ready[id(copy)] = view.pixels(copy, size, dtype, drawn, mean, shift)
     return [ready[id(copy)] for copy in copies]
 
 
@@ -144,6 +184,7 @@ def train(
     model: nn.Module | None = None,
     ranks: Ranks | None = None,
     stop: Stop | None = None,
+    view: View = PLAIN,
 ) -> Generator[Step, None, None]:
     """Train from `start` until `epochs` or `steps` are full, or all agree to stop. A record comes after its update.
 
@@ -151,32 +192,31 @@ def train(
     at the first loss that is not finite, in every process; no record is made of that step.
     """
     net.train()
-    stop = stop or Stop()
+    stop, view = stop or Stop(), view.at(net.exchange.replicate, net.architecture.size)
+    draw = partial(view.draw, size=net.architecture.size, seed=seed, batch_size=batch_size)
     step, epoch = start.step, start.epoch
     orders = lru_cache(2)(partial(order, len(split), seed))
     upcoming = islice(_upcoming(orders, batch_size, epochs, start, ranks), steps and max(steps - step, 0) + 1)
     with Reader(split, upcoming) as reader:
         clock, waited = time.perf_counter(), 0.0
-        ahead = Ahead(net, _schedule(reader, orders, batch_size, epochs, start, ranks), reader, ranks is not None)
+        ahead = Ahead(net, _schedule(reader, orders, batch_size, epochs, start, ranks, draw), reader, ranks is not None)
         for batch in ahead if steps is None or step < steps else ():
             if batch is None:
                 epoch += 1
                 continue
             net.moment = replace(net.moment, step=step, first_image=batch.first)
-            pending = training_step(net, optimizer, batch, model)
+            pending = training_step(net, optimizer, batch, model, view)
             if step + 1 != steps and not stop.asked:
                 ahead.get_ready()
-            outcome = pending.tolist()  # the step's one copy to the host, which waits for the devices here
-            ends = ahead.ends
+            outcome, ends = pending.tolist(), ahead.ends  # the step's one copy to the host waits for the devices here
             loss, right, padding = together([*outcome, batch.padding], stop, ranks, f"the end of step {step}")
-            if not isfinite(loss):
-                wider = " or a wider --wire" if net.execution.wire == "float16" else ""
-                raise DivergedError(f"step {step}: the loss is {loss}; a smaller --lr{wider} may help")
-            images = len(batch.labels) if batch.total is None else batch.total
+            _check_finite(loss, f"step {step}: the loss", net)
             seconds, waited = time.perf_counter() - clock, reader.waited - waited
             # each tower of a replica padded alike
             padding = int(padding) // (1 if ranks is None else ranks.towers)
-            yield Step(step, epoch, loss, right / images, images, seconds, batch.number, padding, ends, waited)
+            yield Step(
+                step, epoch, loss, right / batch.count, batch.count, seconds, batch.number, padding, ends, waited
+            )
             step += 1
             if stop.agreed or step == steps:
                 return
@@ -184,19 +224,31 @@ def train(
             clock, waited = time.perf_counter(), reader.waited
 
 
+def _check_finite(loss: float, what: str, net: SplitNet) -> None:
+    if not isfinite(loss):
+        wider = " or a wider --wire" if net.execution.wire == "float16" else ""
+        raise DivergedError(f"{what} is {loss}; a smaller --lr{wider} may help")
+
+
 Orders = Callable[[int], Tensor]
 """An epoch's order: every place once."""
 
 
 def _schedule(
-    reader: Reader, orders: Orders, batch_size: int, epochs: int | None, start: Position, ranks: Ranks | None
+    reader: Reader,
+    orders: Orders,
+    batch_size: int,
+    epochs: int | None,
+    start: Position,
+    ranks: Ranks | None,
+    draw: Callable[..., Drawn | None],
 ) -> Iterator[Batch | None]:
-    """Every image once an epoch; None where an epoch ends."""
+    """Every image once an epoch, with what is drawn for it; None where an epoch ends."""
     for epoch, first in _epochs(epochs, start):
         found = False
         for batch in shared_batches(reader, batch_size, orders(epoch), first, ranks):
             found = True
-            yield batch
+            yield replace(batch, drawn=draw(batch, epoch=epoch))
         if not found and not first:
             raise UsageError(f"epoch {epoch}: none of the {len(reader):,} training images can be read any more")
         yield None
@@ -226,33 +278,36 @@ def evaluate(
     images: int | None = None,
     ranks: Ranks | None = None,
     stop: Stop | None = None,
+    view: View = PLAIN,
 ) -> Test:
-    """Loss and accuracy on the first `images` of a split, or on all of it. DivergedError if it is not finite.
+    """Loss, accuracy and top-5 accuracy on the first `images` of a split, or on all of it.
 
-    Interrupted, in every process at the same batch, if one is asked to `stop`.
+    DivergedError if the loss is not finite. Interrupted, in every process at the same batch, if one is asked to `stop`.
     """
     net.eval()
     stop = stop or Stop()
+    view = view.at(net.exchange.replicate, net.architecture.size)
     start = time.perf_counter()
     places = torch.arange(min(len(split), images or len(split)))
-    loss = right = seen = padding = 0.0
+    loss = right = top5 = seen = padding = 0.0
     with torch.no_grad(), Reader(split, own_slices(places, batch_size, 0, ranks)) as reader:
         found = shared_batches(reader, batch_size, places, ranks=ranks)
         ahead = Ahead(net, found, reader, ranks is not None)
         for batch in filter(None, ahead):
-            pending = _outcome(net, batch, net)
+            pending = _tested(net, batch, view)
             if not stop.asked:
                 ahead.get_ready()
-            mean, correct = pending.tolist()
-            count = len(batch.labels) if batch.total is None else batch.total
-            loss, right, seen = loss + mean * count, right + correct, seen + count
+            mean, first, among = pending.tolist()
+            loss, seen = loss + mean * batch.count, seen + batch.count
+            right, top5 = right + first, top5 + among
             padding += batch.padding
             together([], stop, ranks, "a test")
             if stop.agreed:
                 raise Interrupted(stop.agreed)
-    loss, right, padding = together([loss, right, padding], stop, ranks, "the end of a test")
+    loss, right, top5, padding = together([loss, right, top5, padding], stop, ranks, "the end of a test")
     net.train()
-    if not isfinite(loss):
-        raise DivergedError(f"after step {step}: the loss on the test set is {loss}; a smaller --lr may help")
+    _check_finite(loss, f"after step {step}: the loss on the test set", net)
     padding = int(padding) // (1 if ranks is None else ranks.towers)
-    return Test(step, epoch, loss / max(seen, 1), right / max(seen, 1), int(seen), time.perf_counter() - start, padding)
+    seconds, whole = time.perf_counter() - start, max(seen, 1)
+    share = top5 / whole if net.architecture.classes > 5 else None
+    return Test(step, epoch, loss / whole, right / whole, int(seen), seconds, padding, share, view.views)

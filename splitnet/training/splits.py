@@ -18,6 +18,28 @@ from torch import Tensor
 from splitnet.errors import UsageError
 
 
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Where images that follow each other in a batch are cut: pixels above it and left of it; and if it is mirrored."""
+
+    images: slice
+    top: int
+    left: int
+    mirrored: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Drawn:
+    """What chance, or a test, says of a batch."""
+
+    crops: tuple[Crop, ...]
+    """They cover the batch."""
+    shifts: Tensor | None = None
+    """What is added to the colours of each image, float32 (B, 3) on the CPU, in the scale of the pixels."""
+    divisor: float = 1.0
+    """Of the pixels, at the end."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Batch:
     """Images read together, in the order asked for; `indices` are their places in the split."""
@@ -38,6 +60,13 @@ class Batch:
     """Images at the end that have no label and count for nothing: replicas take equally many."""
     copies: Sequence[Tensor] | None = None
     """The images on the device of each tower, where they were copied ahead."""
+    drawn: Drawn | None = None
+    """How they are seen in training; None: as in a test."""
+
+    @property
+    def count(self) -> int:
+        """Images with a label, of the global batch."""
+        return len(self.labels) if self.total is None else self.total
 
 
 class Split(Protocol):
