@@ -12,6 +12,8 @@ COMMANDS = {
     "doctor": "test devices and the links between them bit for bit, both ways",
     "report": "make a run's pages again, or compare two runs",
     "predict": "cost on paper: memory, bytes, step time on given GPUs and links",
+    "prepare": "mean image and colour components of an image folder",
+    "convert": "weights of other programs in, safetensors or ONNX out, verified",
     "view": "open a run's timeline in Perfetto, or the run in TensorBoard",
 }
 
