@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from splitnet.errors import UsageError
-from splitnet.measure import pictures
+from splitnet.measure import learned_pictures, pictures
 from splitnet.measure.markdown import markdown
 from splitnet.measure.page import page
 from splitnet.measure.records import write_whole
@@ -28,13 +28,13 @@ def write_pages(folder: Path, out: Path | None = None) -> list[Path]:
 
 def write_summary(summary: Summary, out: Path) -> list[Path]:
     """Every page is made before the first is written, each aside and renamed."""
-    drawn = pictures.pictures(summary)
+    drawn = pictures.pictures(summary) | learned_pictures.pictures(summary.learned)
     files = {f"pictures/{name}": text for name, text in drawn.items()}
     files["report.md"] = markdown(summary, drawn)
     if has_page():
         files["report.html"] = page(summary)
     written = write_files(out, files)
-    for name in pictures.NAMES:
+    for name in (*pictures.NAMES, *learned_pictures.NAMES):
         if name not in drawn:
             (out / "pictures" / name).unlink(missing_ok=True)  # of an earlier state of the folder
     return written

@@ -6,14 +6,15 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from splitnet import pages, tables
+from splitnet import pages, recipes, tables
 from splitnet.emulation import Emulation
-from splitnet.job import Job
+from splitnet.errors import UsageError
+from splitnet.job import Job, has_noise
 from splitnet.measure import scalars, traces
 from splitnet.measure.lanes import UntiedError
 from splitnet.measure.profiler import Profile
 from splitnet.measure.ranks import RankTrace, write_ranks
-from splitnet.measure.records import RunFolder, environment, plain, read_run, timestamp
+from splitnet.measure.records import RunFolder, environment, plain, read_learned, read_run, timestamp
 from splitnet.measure.summary import named
 from splitnet.parallel.capabilities import is_slow
 from splitnet.parallel.placement import describe
@@ -70,6 +71,9 @@ class Report:
         self._write()
         self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
         self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
+        if job.options.recipe is not None:
+            recipe = recipes.told(job.options, has_noise(job.options, job.dataset))
+            self.console.print(recipe, highlight=False, soft_wrap=True)
         if job.checkpoint is not None:
             at = f"step {job.checkpoint.step:,}, epoch {job.checkpoint.epoch:,}"
             self.console.print(f"Resumes {job.options.resume} at {at}{before}.", highlight=False, soft_wrap=True)
@@ -112,12 +116,13 @@ class Report:
         if self.steps:
             images, seconds = sum(s.images for s in self.steps), sum(s.seconds for s in self.steps)
             timed = self.steps[1:] or self.steps  # the first one warms up, and compiles
+            when = "after the first step" if self.steps[1:] else "in it"
             speed = sum(s.images for s in timed) / sum(s.seconds for s in timed)
             waited = 100 * sum(s.waited for s in timed) / sum(s.seconds for s in timed)
             first, last = (tables.number(step.loss) for step in (self.steps[0], self.steps[-1]))
             self.console.print(
                 f"Trained {counted(len(self.steps), 'step')}, {counted(images, 'image')} in {seconds:,.0f} s"
-                f" ({speed:,.1f} images/s after the first step, {waited:.1f} % of it waiting for images);"
+                f" ({speed:,.1f} images/s {when}, {waited:.1f} % of it waiting for images);"
                 f" loss {first} at the first, {last} at the last.",
                 highlight=False,
             )
@@ -183,9 +188,16 @@ class Report:
         records = [*self.records(Step), *self.records(Test)]
         board = folder.path / "tensorboard"
         before = list(board.glob("events.out.tfevents.*"))
-        scalars.write(board, records, filters, {"report": text})
+        scalars.write(board, records, filters, {"report": text}, self._learned(folder))
         for path in before:  # of the run until it was resumed: TensorBoard would draw those steps twice
             path.unlink()
+
+    def _learned(self, folder: RunFolder) -> dict[str, Any] | None:
+        """What was looked at; None if nothing was."""
+        try:
+            return read_learned(folder.path)
+        except UsageError:
+            return None
 
 
 def counted(count: int, what: str) -> str:

@@ -1,12 +1,12 @@
 """A run, or the difference of two, as Markdown: the page's content for a terminal or a pull request."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from splitnet.measure import metrics, paper
+from splitnet.measure import learned_pictures, learned_text, metrics, paper
 from splitnet.measure.difference import Difference, circumstances, differences, unlike, unpaired
-from splitnet.measure.metrics import KINDS, MIB, SHARES, figure
+from splitnet.measure.metrics import KINDS, MIB, SHARES, figure, test_rows
 from splitnet.measure.pictures import pictures
 from splitnet.measure.summary import Summary, fits, heading, on_layouts, other_load, timed
 
@@ -21,11 +21,11 @@ SHARED = "Towers share a device: what they hand each other there crosses no link
 
 def markdown(summary: Summary, drawn: Iterable[str] | None = None) -> str:
     """The report. `drawn`: file names of the pictures beside it, in pictures/ (default: all that can be drawn)."""
-    names = set(pictures(summary) if drawn is None else drawn)
+    names = set(drawn if drawn is not None else pictures(summary) | learned_pictures.pictures(summary.learned))
     parts = [f"# {_text(summary.name)}", _text(summary.verdict)]
     if summary.emulated:
         parts.append(f"> {EMULATED}")
-    for title, picture, content in _sections(summary):
+    for title, picture, content in _sections(summary, names):
         body = [part for part in content if part]
         if picture in names:
             body.insert(0, f"![{title}](pictures/{picture})")
@@ -34,7 +34,7 @@ def markdown(summary: Summary, drawn: Iterable[str] | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(summary: Summary) -> Iterator[tuple[str, str, Iterable[str]]]:
+def _sections(summary: Summary, names: Container[str]) -> Iterator[tuple[str, str, Iterable[str]]]:
     yield "Speed", "throughput.svg", _speed(summary)
     yield "Memory", "memory.svg", _memory(summary)
     yield "Exposed communication", "", _exposed(summary)
@@ -42,6 +42,7 @@ def _sections(summary: Summary) -> Iterator[tuple[str, str, Iterable[str]]]:
     yield "Exchanges", "", _exchanges(summary)
     yield "Layers", "", _layers(summary)
     yield "Loss", "loss.svg", _loss(summary)
+    yield "What was learned", "", _learned(summary, names)
     yield "Environment", "", _environment(summary)
     yield "Not here", "", ["\n".join(f"- {_text(line)}" for line in summary.missing)]
 
@@ -185,11 +186,9 @@ def _layers(summary: Summary) -> Iterator[str]:
 
 
 def _loss(summary: Summary) -> Iterator[str]:
-    rows = [
-        [f"{r['step']:,}", f"{r['loss']:.4f}", f"{100 * r['accuracy']:.2f} %", f"{r['images']:,}"]
-        for r in summary.tests
-    ]
-    yield table(["test after steps", "loss", "accuracy", "images"], rows, left=0)
+    headings, rows = test_rows(summary.tests)
+    after = [f"{record['step']:,}" for record in summary.tests]
+    yield table(["test after steps", *headings], [[a, *row] for a, row in zip(after, rows, strict=True)], left=0)
     if summary.steps:
         first, last = summary.steps[0], summary.steps[-1]
         count = f"{len(summary.steps):,} steps"
@@ -198,6 +197,26 @@ def _loss(summary: Summary) -> Iterator[str]:
     columns = [[f"{loss:.6f}" for loss in layout["losses"]] for layout in layouts]
     losses = [[f"{step}", *row] for step, row in enumerate(zip_longest(*columns, fillvalue=""), 1)]
     yield table(["compared step", *map(heading, layouts)], losses, left=0)
+
+
+def _learned(summary: Summary, names: Container[str]) -> Iterator[str]:
+    learned = summary.learned
+    if learned is None:
+        return
+    filters, specialisation, predictions, nearest = (
+        f"![{alt}](pictures/{name})" if name in names else "" for name, alt in learned_pictures.NAMES.items()
+    )
+    yield learned_text.after(learned)
+    yield filters
+    yield f"Filters of {_text(learned['row'])}: {learned_text.FILTERS}" if filters else ""
+    yield specialisation
+    for group in learned_text.groups(learned):
+        yield f"{_text(group.title)}. {_text(group.text)}"
+        yield table(*group.table(learned_text.TALLEST), left=0)
+    yield _text(learned_text.not_shown(learned))
+    for picture, (headings, rows) in zip((predictions, nearest), learned_text.tables(learned), strict=True):
+        yield picture
+        yield table(headings, rows, left=4)
 
 
 def _environment(summary: Summary) -> Iterator[str]:

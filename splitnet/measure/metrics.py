@@ -143,6 +143,22 @@ def from_records(steps: Sequence[Figures], tests: Sequence[Figures]) -> Iterator
     if tests:
         yield Metric("loss", tests[-1]["loss"], "", "lower", "test loss")
         yield Metric("accuracy", 100 * tests[-1]["accuracy"], "%", "higher", "test accuracy")
+        if tests[-1].get("top5") is not None:
+            yield Metric("top5", 100 * tests[-1]["top5"], "%", "higher", "top-5 test accuracy")
+
+
+def test_rows(tests: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a table of tests; top-5 where there are enough classes for it."""
+    wide = any(test.get("top5") is not None for test in tests)
+    rows = []
+    for test in tests:
+        five = [_percent(test.get("top5"))] if wide else []
+        rows.append([f"{test['loss']:.4f}", _percent(test["accuracy"]), *five, f"{test['images']:,}"])
+    return ["loss", "accuracy", *["top-5 accuracy"] * wide, "images"], rows
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
 
 
 def from_timeline(timeline: Timeline) -> Iterator[Metric]:

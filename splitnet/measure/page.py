@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from pathlib import PurePath
 
-from splitnet.measure import charts, loss_charts, page_tables, paper
+from splitnet.measure import charts, learned_page, loss_charts, page_tables, paper
 from splitnet.measure.elements import (
     Chart,
     Table,
@@ -98,6 +98,7 @@ def _charts(summary: Summary) -> dict[str, Chart]:
         loss_charts.accuracy,
     )
     found = [make(summary) for make in makers]
+    found += learned_page.charts(summary.learned)
     return {chart.name: chart for chart in found if chart is not None}
 
 
@@ -124,6 +125,8 @@ def _sections(summary: Summary, drawn: dict[str, Chart]) -> Iterator[tuple[str, 
         yield "exposed", "Exposed communication", shown + paragraph(paper.text(summary), "note")
     yield "layers", "Layers", _layers(summary)
     yield "loss", "Loss", _loss(summary, plain)
+    if learned := _learned(summary, plain):
+        yield "learned", "What was learned", learned
     yield "environment", "Environment", _environment(summary)
     if summary.missing:
         yield "missing", "Not here", listed(map(_file, summary.missing))
@@ -193,6 +196,13 @@ def _loss(summary: Summary, plain: dict[str, str]) -> str:
     told = pair(*own) if own else _absent(summary, "steps.jsonl")
     compared = plain.get("losses") or _absent(summary, "compare.json")
     return compared + told + table(page_tables.tests(summary), caption=True)
+
+
+def _learned(summary: Summary, plain: dict[str, str]) -> str:
+    """Empty where nothing was looked at."""
+    if summary.learned is None:
+        return _absent(summary, "learned.json") if any("learned.json" in line for line in summary.missing) else ""
+    return learned_page.content(summary.learned, plain)
 
 
 def _environment(summary: Summary) -> str:

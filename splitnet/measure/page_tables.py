@@ -6,6 +6,7 @@ from typing import Any
 
 from splitnet.measure.elements import Bar, Table
 from splitnet.measure.markdown import SHARED, value
+from splitnet.measure.metrics import test_rows
 from splitnet.measure.summary import Summary
 from splitnet.measure.timeline import Lane
 
@@ -131,11 +132,9 @@ def _outside(names: Sequence[str], times: Times) -> str:
 
 
 def tests(summary: Summary) -> Table:
-    rows = [
-        [f"{r['step']:,}", f"{r['loss']:.4f}", f"{100 * r['accuracy']:.2f} %", f"{r['images']:,}"]
-        for r in summary.tests
-    ]
-    return Table("Tests", ["after steps", "loss", "accuracy", "images"], rows, left=0)
+    headings, rows = test_rows(summary.tests)
+    after = [f"{record['step']:,}" for record in summary.tests]
+    return Table("Tests", ["after steps", *headings], [[a, *row] for a, row in zip(after, rows, strict=True)], left=0)
 
 
 def environment(summary: Summary) -> tuple[Table, Table]:

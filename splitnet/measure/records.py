@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ __all__ = [
     "load",
     "plain",
     "read_compare",
+    "read_learned",
     "read_records",
     "read_run",
     "read_steps",
@@ -31,11 +33,11 @@ __all__ = [
 ]
 
 SCHEMA = 1
-"""Version of run.json, steps.jsonl and compare.json; raised when a field changes its meaning."""
+"""Version of run.json, steps.jsonl, compare.json and learned.json; raised when a field changes its meaning."""
 
 
 class RunFolder:
-    """One run's files: run.json, steps.jsonl, compare.json.
+    """One run's files: run.json, steps.jsonl, compare.json, learned.json.
 
     Every line of steps.jsonl is written whole, so that whatever ends the run leaves whole records; on a full disk
     they are held until there is room. The other files are written aside and renamed.
@@ -101,6 +103,11 @@ class RunFolder:
                 raise
             raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
 
+    def set_aside(self, name: str) -> None:
+        """Keep `name`.json, if there is one, where no page looks: it is not of the run as it goes on."""
+        if (path := self.path / f"{name}.json").exists():
+            path.replace(self.path / f"{name}-before.json")
+
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write `name`.json in one piece. OSError if there is no room: the old one stands."""
         text = json.dumps({"schema": SCHEMA} | plain(content), indent=2) + "\n"
@@ -134,6 +141,18 @@ MEASURED = {
 RUN = {"status": str, "options": {"towers": int}, "devices": [{"device": str}], "layers?": [{"row": str}]}
 STEP = {"step": int, "loss": float, "accuracy": float, "images": int, "seconds": float, "waited?": float}
 
+PICTURE, COUNT = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]*={0,2}"), range(1, 1 << 31)
+ACCURACY = {"images": int, "accuracy": float, "silenced": [float]}
+TOWERS = ACCURACY | {"step": int, "epoch": int, "orientation": [float], "colour?": [float], "similarity": {str: float}}
+FILTERS = {"image": PICTURE, "width": COUNT, "height": COUNT}
+IMAGE = {"place": int, "label": int, "name": str, "image": PICTURE}
+CLASS = {"label": int, "name": str, "probability": float}
+PREDICTION = IMAGE | CLASS | {"rank": int, "top": [CLASS]}
+NEAREST = {"row": str, "among": int, "queries": [IMAGE | {"images": [IMAGE | {"distance": float}]}]}
+END = {"step": int, "epoch": int, "filters": [FILTERS], "predictions?": [PREDICTION], "nearest?": NEAREST}
+LEARNED = {"towers": COUNT, "row": str, "classes": COUNT, "not_shown?": {str: str}, "records": [TOWERS], "end?": END}
+"""What was learned; see `looking`."""
+
 
 class NewerSchemaError(UsageError):
     """Written by a later version, in which a field may mean something else."""
@@ -161,6 +180,21 @@ def read_compare(folder: Path) -> dict[str, Any]:
     for number, layout in enumerate(found["layouts"]):
         shape: dict[str, Any] = {"does_not_fit": str} if "does_not_fit" in layout else MEASURED
         _check(layout, SAID | shape, path, f"layouts[{number}]")
+    return found
+
+
+def read_learned(folder: Path) -> dict[str, Any]:
+    """The learned.json of a run folder. UsageError if it is not there or not whole.
+
+    Pictures are data URIs and nothing else; whether a picture is in them, nobody has looked.
+    """
+    path = folder / "learned.json"
+    found = _read(path, LEARNED)
+    towers = found["towers"]
+    for number, record in enumerate(found["records"]):
+        kinds = (record["orientation"], record.get("colour") or record["orientation"], record["silenced"])
+        if [len(kind) for kind in kinds] != [towers, towers, towers if towers > 1 else 0]:
+            raise UsageError(f"{path}: records[{number}]: not a figure for each of {towers} towers")
     return found
 
 
@@ -225,8 +259,14 @@ def _check(value: Any, shape: Any, path: Path, where: str) -> None:
     """UsageError that names the first place where `value` is not of this shape.
 
     A shape is a type, a list with the shape of its items, or a dict: of names that must be there ("name?" may be
-    absent or null), or of {str: shape} for any names. float takes every finite number.
+    absent or null), or of {str: shape} for any names. float takes every finite number, a range its whole numbers, a
+    pattern the texts that are it.
     """
+    if isinstance(shape, range | re.Pattern):
+        if not (_is(value, int) and value in shape if isinstance(shape, range) else _matches(shape, value)):
+            what = f"a whole number from {shape[0]}" if isinstance(shape, range) else "a picture"
+            raise UsageError(f"{path}: {where}: {what} is wanted")
+        return
     if isinstance(shape, type):
         if not _is(value, shape):
             raise UsageError(f"{path}: {where}: {_NAMES[shape]} is wanted")
@@ -248,6 +288,10 @@ def _check(value: Any, shape: Any, path: Path, where: str) -> None:
 
 
 _NAMES: dict[type, str] = {str: "text", int: "a whole number", float: "a finite number"}
+
+
+def _matches(pattern: re.Pattern[str], value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from splitnet.errors import UsageError
 from splitnet.measure import metrics, timeline
 from splitnet.measure.metrics import Metric
-from splitnet.measure.records import NewerSchemaError, read_compare, read_records, read_run
+from splitnet.measure.records import NewerSchemaError, read_compare, read_learned, read_records, read_run
 from splitnet.measure.timeline import Timeline
 
 T = TypeVar("T")
@@ -25,6 +25,7 @@ class Summary:
     tests: list[dict[str, Any]] = field(default_factory=list)
     comparison: dict[str, Any] | None = None
     timeline: Timeline | None = None
+    learned: dict[str, Any] | None = None
     missing: list[str] = field(default_factory=list)
     """A line for each file that is not there or not whole."""
     verdict: str = ""
@@ -151,6 +152,8 @@ def summarise(folder: Path) -> Summary:
         found.timeline = _part(found, lambda: Timeline(timeline.read(folder / "trace.json.gz")))
         if found.timeline is not None and not found.timeline.steps:
             found.missing.append(f"{folder / 'trace.json.gz'}: it holds no step")
+    if (folder / "learned.json").exists():
+        found.learned = _part(found, lambda: read_learned(folder))
     if not found.steps and found.run.get("steps"):
         found.missing.append(f"{folder / 'steps.jsonl'}: of {found.run['steps']} steps it holds none")
     found.metrics = metrics.finite(_figures(found))
@@ -232,6 +235,7 @@ def heading(layout: dict[str, Any], device: str = "") -> str:
     """A layout's name in tables and pictures; with one of its devices, or all."""
     counts = {what: layout.get(what, "") for what in ("towers", "replicas")}
     name = HEADINGS.get(layout["layout"], layout["layout"]).format(**counts)
+    name += ", overlap" if layout.get("overlap") else ""
     where = device or ", ".join(named(layout.get("devices") or ()))
     return f"{name}, {where}" if where else name
 

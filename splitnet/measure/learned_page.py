@@ -1,0 +1,102 @@
+"""What was learned, for the page: charts of how far the towers specialise, and HTML that shows the rest."""
+
+from html import escape
+from typing import Any
+
+from splitnet.measure import learned_text as words
+from splitnet.measure.charts import axis, layout
+from splitnet.measure.elements import Chart, Key, Table, literal, pair, paragraph, tag
+from splitnet.measure.learned_pictures import LINES
+from splitnet.measure.learned_text import Group, Learned
+from splitnet.measure.svg import ink
+
+
+def charts(learned: Learned | None) -> list[Chart]:
+    """A chart for each group of figures."""
+    return [_chart(group) for group in words.groups(learned)]
+
+
+def _chart(group: Group) -> Chart:
+    data, keys = [], []
+    for place, (name, points) in enumerate(group.lines.items()):
+        colour, dash = ink(LINES[place % len(LINES)]), ("solid", "dashed")[place % 2]
+        keys.append(Key(name, colour, dash))
+        data.append({
+            "type": "scatter", "mode": "lines+markers", "name": literal(name),
+            "x": [step for step, _ in points], "y": [value for _, value in points],
+            "line": {"color": colour, "width": 2, "dash": {"dashed": "dash"}.get(dash, dash)},
+            "marker": {"color": colour, "size": 6},
+            "hovertemplate": f"{literal(name).replace('%', '&#37;')}<br>step %{{x:,d}}: %{{y:.3f}}<extra></extra>",
+        })  # fmt: skip
+    headings, rows = group.table()
+    axes = {"xaxis": axis("steps", tickformat=",d", nticks=6, rangemode="tozero"), "yaxis": axis(rangemode="tozero")}
+    table = Table(f"{group.title}, record by record", headings, rows, left=0)
+    return Chart(group.name, group.title, group.text, data, layout(**axes), 240, [table], keys)
+
+
+def content(learned: Learned, drawn: dict[str, str]) -> str:
+    """HTML of the section. `drawn`: charts of the page, by name."""
+    plots = [drawn[group.name] for group in words.groups(learned) if group.name in drawn]
+    shown = words.end(learned)
+    parts = [paragraph(words.after(learned))]
+    parts += [_filters(learned, shown["filters"])] if shown.get("filters") else []
+    parts += [pair(*plots)] if plots else []
+    parts.append(paragraph(words.not_shown(learned), "note"))
+    if shown.get("predictions"):
+        parts.append(_figure("Predictions", words.PREDICTIONS, _predictions(learned, shown["predictions"])))
+    if (near := shown.get("nearest")) and near["queries"]:
+        parts.append(_figure("Nearest images", words.NEAREST.format(**near), "".join(map(_nearest, near["queries"]))))
+    return "".join(parts)
+
+
+def _figure(title: str, text: str, content: str) -> str:
+    caption = tag("strong", escape(title)) + " " + tag("span", escape(text))
+    return tag("figure", tag("figcaption", caption) + content)
+
+
+def _image(uri: str, alt: str, **attributes: str) -> str:
+    given = "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
+    return f'<img src="{escape(uri)}" alt="{escape(alt)}"{given}>'
+
+
+def _filters(learned: Learned, filters: list[dict[str, Any]]) -> str:
+    row = learned["row"]
+    pictures = ""
+    for tower, one in enumerate(filters):
+        size = {"width": str(one["width"]), "height": str(one["height"])}
+        picture = _image(one["image"], f"Filters of {row}, tower {tower}", **size)
+        pictures += tag("div", tag("span", f"tower {tower}") + picture, class_="filters")
+    return _figure(f"Filters of {row}", words.FILTERS, pictures)
+
+
+def _predictions(learned: Learned, shown: list[dict[str, Any]]) -> str:
+    cells = []
+    for one in shown:
+        head = tag("strong", escape(words.short(one["name"], 32))) + tag("span", escape(words.predicted(learned, one)))
+        head = _image(one["image"], f"Test image {one['place']:,}") + tag("div", head)
+        bars = "".join(_bar(guess, guess["label"] == one["label"]) for guess in one["top"])
+        cells.append(tag("li", tag("div", head, class_="one") + tag("ol", bars)))
+    return tag("ul", "".join(cells), class_="predictions")
+
+
+def _bar(guess: dict[str, Any], true: bool) -> str:
+    part = 100 * min(max(guess["probability"], 0.0), 1.0)
+    name = tag("span", escape(words.short(guess["name"], 24)))
+    unseen = tag("span", " (true class)", class_="unseen") if true else ""
+    bar = tag("i", "", style=f"--part:{part:.1f}%")
+    return tag("li", name + unseen + bar + tag("span", f"{guess['probability']:.2f}"), class_="true" if true else None)
+
+
+def _nearest(query: dict[str, Any]) -> str:
+    """A line: the test image, and those nearest to it."""
+    first = _beside(query, f"Test image {query['place']:,}", "test image")
+    others = [
+        _beside(image, f"Training image {image['place']:,}", words.distance(image), image["label"] == query["label"])
+        for image in query["images"]
+    ]
+    return tag("ol", first + "".join(others), class_="nearest")
+
+
+def _beside(image: dict[str, Any], alt: str, told: str, same: bool = True) -> str:
+    name = tag("strong" if same else "span", escape(words.short(image["name"], 20)))
+    return tag("li", _image(image["image"], alt) + name + tag("span", escape(told)))
