@@ -14,7 +14,8 @@ reach on Fermi. Reading, cropping and testing are not in it, so the true share w
 from dataclasses import dataclass, replace
 
 from splitnet.costs import Prediction, Step, predicted
-from splitnet.machines import MACHINES, Machine, machine
+from splitnet.errors import UsageError
+from splitnet.machines import HERE, MACHINES, Machine, machine
 from splitnet.network.presets import preset
 from splitnet.options import check_bounds, guarded, option, parse
 
@@ -62,6 +63,8 @@ def verdict(values: list[float], least: float, most: float) -> str:
 
 def main() -> None:
     options = parse(Options, "experiments/paper_times.py", __doc__ or "")
+    if options.machine == HERE:
+        raise UsageError(f"--machine {HERE}: the claims are of GPUs; name a pair of them")
     found = machine(options.machine)
     print(f"{found.name}, batch {options.batch_size}, float32; the table assumes {found.float32_share} of the peak")
     print("share of peak   two GPUs   half on one   ratio   90 epochs   images/s")

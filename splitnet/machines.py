@@ -64,7 +64,9 @@ class Machine:
         if peak is None:
             there = ", ".join(name for name in PRECISIONS if getattr(self, name))
             raise UsageError(f"--precision {precision}: {self.name} has no such units (it has {there})")
-        return peak * (self.float32_share if precision == "float32" else self.tensor_share)
+        reached = peak * (self.float32_share if precision == "float32" else self.tensor_share)
+        # tf32 is allowed, not asked for: where its units are no faster, a library takes the others
+        return max(reached, self.flops()) if precision == "tf32" else reached
 
     @property
     def bytes_per_second(self) -> float:
@@ -266,7 +268,7 @@ HERE = "here"
 
 _SHARE = ("float32_share", "tensor_share", "memory_share", "link_share", "host_link_share")
 _SECONDS = ("latency", "launch")
-_MOST = 1e18
+_LEAST, _MOST = 1e3, 1e18
 """FLOP/s, bytes/s and bytes of one GPU beyond which a figure is a slip."""
 _KEYS = {entry.name: entry for entry in fields(Machine)}
 
@@ -276,7 +278,7 @@ def machine(name: str) -> Machine:
     if name in MACHINES:
         return MACHINES[name]
     path = Path(name)
-    if path.suffix == ".json" or path.is_file():
+    if path.suffix == ".json" or path.exists():
         return read(path)
     raise UsageError(f"--machine {name}: no such machine or file (there are {', '.join(MACHINES)}, and {HERE})")
 
@@ -306,22 +308,22 @@ def read(path: Path) -> Machine:
 def _instead(key: str, value: Any) -> str:
     """What would be right in place of a value; "" where it is."""
     if key in ("name", "gpu"):
-        return "" if isinstance(value, str) and value.isprintable() else "a line of text"
+        return "" if isinstance(value, str) and value.isprintable() and value.strip() else "a line of text"
     if key == "both_ways":
         return "" if isinstance(value, bool) else "true or false"
     if key == "sources":
         texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
         return "" if texts else "text for each figure"
     if key == "measured":
-        rates = isinstance(value, dict) and all(_between(rate, 0, _MOST) for rate in value.values())
-        return "" if rates else "a positive number for each kind of work"
+        rates = isinstance(value, dict) and all(_between(rate, _LEAST, _MOST) for rate in value.values())
+        return "" if rates else f"a number above {_LEAST:g} for each kind of work"
     if value is None and _KEYS[key].default is None:
         return ""
     if key in _SECONDS:
         return "" if (value == 0 and not isinstance(value, bool)) or _between(value, 0, 1) else "seconds, 0 to 1"
     if key in _SHARE:
-        return "" if _between(value, 0, 1) else "a share, above 0 and at most 1"
-    return "" if _between(value, 0, _MOST) else f"a positive number, at most {_MOST:g}"
+        return "" if _between(value, 1e-3, 1) else "a share, above 0.001 and at most 1"
+    return "" if _between(value, _LEAST, _MOST) else f"a number above {_LEAST:g}, at most {_MOST:g}"
 
 
 def _between(value: Any, least: float, most: float) -> bool:

@@ -126,20 +126,21 @@ def steps(found: Paper) -> Table:
     for heading in ("step\nms", "images/s", "exposed\nms", "sent\nMB", "peak of a\ndevice, MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, plain in found.plain.items():
-        table.add_row(named(name, plain.devices), *_cells(plain))
+        table.add_row(named(name, plain.devices), *_cells(plain, found.memory))
         if plain.devices > 1:
-            table.add_row("  with overlap", *_cells(found.overlapped[name]))
+            table.add_row("  with overlap", *_cells(found.overlapped[name], found.memory))
     return table
 
 
-def _cells(step: Prediction) -> list[str]:
+def _cells(step: Prediction, memory: int) -> list[str]:
+    """`memory`: bytes of each device; a peak that is more is marked."""
     several = step.devices > 1
     return [
         _figure(1000 * step.seconds),
         _figure(step.images_per_second),
         _figure(1000 * step.exposed) if several else "",
         f"{step.bytes / 1e6:,.1f}" if several else "",
-        f"{step.peak / tables.MIB:,.0f}",
+        f"{step.peak / tables.MIB:,.0f}{' !' * (step.peak > memory)}",
     ]
 
 
@@ -234,6 +235,12 @@ def verdicts(found: Paper) -> list[str]:
     more = {costs.LARGEST_BATCH: " or more"}
     sizes = ", ".join(f"{batch:,}{more.get(batch, '')} {where[name]}" for name, batch in found.largest.items())
     lines.append(f"Within {found.memory:,} bytes of each device, the largest batch is {sizes}.")
+    if any(step.peak > found.memory for step in (*found.plain.values(), *found.overlapped.values())):
+        lines.append("! More than a device has: the step is that of one that had it.")
+    if "towers" in found.plain:
+        lines.append(
+            "With overlap a row's gradients come in parts: up to the largest crossing row's weights more, not counted."
+        )
     return lines
 
 
@@ -264,6 +271,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = tables.console()
     try:
         options = parse(PredictOptions, "predict", __doc__ or "", argv)
+        if options.machines and (options.json or options.write is not None):
+            raise UsageError("--machines: lists them, so not with --json or --write")
+        if options.wire is not None and options.towers == 1:
+            raise UsageError(f"--wire {options.wire}: nothing crosses with --towers 1")
+        if options.threads is not None and options.machine != HERE:
+            raise UsageError(f"--threads {options.threads}: is for --machine {HERE}, not {options.machine}")
         if options.machines:
             console.print(listed(MACHINES.values()))
             return 0

@@ -24,9 +24,9 @@ def console() -> Console:
     """As wide as the terminal, but at least 80 columns; a character that stdout has no code for becomes "?"."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    found = Console()
+    found = Console(markup=False)  # brackets are a file's or a folder's, never ours
     if not sys.stdout.isatty() or found.width < 80:
-        found = Console(width=80)  # a figure that wraps can be read, one that is cut cannot
+        found = Console(width=80, markup=False)  # a figure that wraps can be read, one that is cut cannot
     return found
 
 
@@ -77,13 +77,16 @@ def tests(records: Iterable[dict[str, Any]], steps: Sequence[dict[str, Any]]) ->
     table = _table("Training since the test before, and test set")
     for heading in ("after\nsteps", "epochs\nbegun", "training\nloss", "training\naccuracy", "test\nloss"):
         table.add_column(heading, justify="right")
-    table.add_column("test\naccuracy", justify="right")
-    table.add_column("test\nimages", justify="right")
+    records = list(records)
+    wide = any(r.get("top5") is not None for r in records)
+    for heading in ("test\naccuracy", *["test\ntop-5"] * wide, "test\nimages"):
+        table.add_column(heading, justify="right")
     before = 0
     for r in records:
         loss, accuracy = (_mean(steps[before : r["step"]], kind) for kind in ("loss", "accuracy"))
         trained = ["" if loss is None else number(loss), "" if accuracy is None else f"{accuracy:.4f}"]
-        tested = [number(r["loss"]), f"{r['accuracy']:.4f}", f"{r['images']:,}"]
+        five = [] if not wide else [""] if r.get("top5") is None else [f"{r['top5']:.4f}"]
+        tested = [number(r["loss"]), f"{r['accuracy']:.4f}", *five, f"{r['images']:,}"]
         table.add_row(f"{r['step']:,}", f"{r['epoch']}", *trained, *tested)
         before = r["step"]
     return table

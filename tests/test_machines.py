@@ -139,7 +139,7 @@ WRONG = [
     (LEAST | {"two\nlines": 1}, r"'two\nlines' is no figure"),
     (LEAST | {"name": "two\nlines"}, "not a line of text"),
     (LEAST | {"sources": {"link": 1}}, "not text for each figure"),
-    (LEAST | {"measured": {"adam": 0}}, "not a positive number for each kind"),
+    (LEAST | {"measured": {"adam": 0}}, "not a number above 1000 for each kind"),
     ([1], "an object of figures is wanted, not list"),
     ("{", "is no JSON"),
     ("[" * 100_000, "is no JSON"),

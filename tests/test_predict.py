@@ -1,12 +1,14 @@
 """The command: what it prints can be read and is what the model says, and wrong input is one line."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from splitnet import calibration
+from splitnet import calibration, machines
 from splitnet.costs import Step, crossover, largest_batch, predicted
 from splitnet.machines import MACHINES, machine
 from splitnet.network.presets import preset
@@ -142,7 +144,7 @@ def test_a_machine_without_a_figure_is_one_line(run, tmp_path):
     path.write_text(json.dumps({"float32": 1e12, "memory_bandwidth": -1, "memory": 1e9, "link": 1e9}))
     code, out, err = run("--machine", str(path))
     assert (code, out) == (2, "")
-    assert err == f"splitnet: error: --machine {path}: memory_bandwidth is -1, not a positive number, at most 1e+18\n"
+    assert err == f"splitnet: error: --machine {path}: memory_bandwidth is -1, not a number above 1000, at most 1e+18\n"
 
 
 def test_here_is_measured_for_what_was_asked(run, monkeypatch):
@@ -165,3 +167,36 @@ def test_as_a_command():
     ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("splitnet: error: --machine none: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--machines --json", "--machines: lists them, so not with --json or --write"),
+        ("--wire bf16 --towers 1", "--wire bf16: nothing crosses with --towers 1"),
+        ("--threads 2", "--threads 2: is for --machine here, not gtx580-pcie2"),
+        ("--machine /dev/null", "--machine /dev/null:"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(words, line, capsys):
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err.startswith(f"splitnet: error: {line}")
+
+
+def test_text_of_a_machine_is_no_markup(tmp_path, capsys):
+    path = tmp_path / "markup.json"
+    named = replace(MACHINES["gtx580-pcie2"], name="[/x]", gpu="[red]R[/foo]", sources={"float32": "[/b] data sheet"})
+    path.write_text(machines.as_json(named))
+    assert main(["--machine", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "[/x]: [red]R[/foo]" in out
+    assert "[/b] data sheet" in out
+
+
+def test_a_peak_that_does_not_fit_is_marked(capsys):
+    assert main(["--batch-size", "65536"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"one device .* [\d,]+ !\s*$", out, flags=re.M)
+    assert "! More than a device has" in out
+    assert main([]) == 0
+    assert "!" not in capsys.readouterr().out
