@@ -1,0 +1,155 @@
+"""The file of an experiment's results: each trial is in it as soon as it has ended, and only such as belong together.
+
+`results/NAME.json`, or `NAME-full.json`, holds the settings that all trials have alike, what each variant is, the
+trials with all their figures, the machine and versions of each time that the command ran, and what the trials say of
+each claim. A command that was interrupted goes on where it was, and one that asks for more seeds adds only these.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trials import Epoch, Outcome
+
+from splitnet.errors import UsageError
+from splitnet.measure.records import environment, plain, write_whole
+
+RESULTS = Path(__file__).parent / "results"
+SCHEMA = 1
+TUNING = 10**6
+"""The seed from which a variant may be chosen among others: its trials are never judged."""
+
+
+@dataclass
+class ResultsFile:
+    """Written in one piece, aside and renamed, at each change."""
+
+    path: Path
+    content: dict[str, Any] = field(default_factory=dict)
+    _session: dict[str, Any] | None = None
+    """When and where this command runs; noted with its first trial."""
+
+    @classmethod
+    def open(cls, path: Path, experiment: str, fresh: bool = False) -> "ResultsFile":
+        """What is there, or nothing yet. UsageError if it is not a file of this experiment's."""
+        content: dict[str, Any] = {}
+        if path.exists() and not fresh:
+            content = read(path)
+            if content["experiment"] != experiment:
+                raise UsageError(
+                    f"{path}: results of {content['experiment']}, not of {experiment}; --fresh forgets them"
+                )
+        return cls(path, {"schema": SCHEMA, "experiment": experiment} | content)
+
+    def begin(self, settings: Mapping[str, Any], variants: Mapping[str, Any]) -> None:
+        """Say what trials will be of. UsageError if those in the file are of something else."""
+        wanted = {"settings": plain(dict(settings)), "variants": plain(dict(variants))}
+        wanted = json.loads(json.dumps(wanted))
+        stands = {trial["variant"] for trial in self.trials}
+        if stands:
+            old = {name: what for name, what in self.content["variants"].items() if name in stands}
+            new = {name: what for name, what in wanted["variants"].items() if name in stands}
+            pairs = ((self.content["settings"], wanted["settings"]), (old, new))
+            for where, (before, now) in zip(("", "variant "), pairs, strict=True):
+                if difference := first_difference(before, now, where):
+                    raise UsageError(
+                        f"{self.path}: holds trials of {difference}; --fresh forgets them, --out keeps both"
+                    )
+        self.content |= wanted
+        self._session = plain(environment() | {"command": ["python", *command()]})
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        return list(self.content.get("trials", []))
+
+    def outcomes(self, judged: bool = False) -> dict[str, dict[int, Outcome]]:
+        """Variant -> seed -> outcome; only of those that are judged, or of all."""
+        found: dict[str, dict[int, Outcome]] = {}
+        for trial in self.trials:
+            if judged and trial["seed"] == TUNING:
+                continue
+            found.setdefault(trial["variant"], {})[trial["seed"]] = outcome(trial["outcome"])
+        return found
+
+    def add(self, variant: str, seed: int, found: Outcome) -> None:
+        """A trial that has ended; it is on the disk when this returns."""
+        sessions = self.content.setdefault("sessions", [])
+        if self._session is not None:
+            sessions.append(self._session)
+            self._session = None
+        trial = {"variant": variant, "seed": seed, "session": len(sessions) - 1, "outcome": plain(found)}
+        self.content["trials"] = [*self.trials, trial]
+        self.write()
+
+    def conclude(self, **parts: Any) -> None:
+        """What all of it comes to."""
+        self.content |= plain(parts)
+        self.write()
+
+    def write(self) -> None:
+        """UsageError if it cannot be."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, written(self.content))
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+
+def written(content: Mapping[str, Any]) -> str:
+    """As JSON, in which each trial and each claim has a line."""
+    parts = []
+    for key, value in content.items():
+        lines = [json.dumps(item, allow_nan=False) for item in value] if isinstance(value, list) and value else []
+        text = "[\n  " + ",\n  ".join(lines) + "\n ]" if lines else json.dumps(value, allow_nan=False)
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """UsageError if it is no file of results."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: no whole JSON") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "experiment" not in content:
+        raise UsageError(f"{path}: no results of an experiment, or of another version")
+    return content
+
+
+def first_difference(old: Any, new: Any, where: str = "") -> str:
+    """`epochs 5, not 3`: where the first difference is; "" if there is none."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            inner = f"{where}{key}" if not where or where.endswith(" ") else f"{where}.{key}"
+            if key in old and key in new:
+                if found := first_difference(old[key], new[key], inner):
+                    return found
+            else:
+                return f"{inner} {'that is not there now' if key in old else 'that was not there'}"
+        return ""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        parts = (first_difference(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True)))
+        return next(filter(None, parts), "")
+    return "" if old == new else f"{where} {_short(old)}, not {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def outcome(content: Mapping[str, Any]) -> Outcome:
+    """An outcome as the file has it."""
+    epochs = tuple(Epoch(**epoch) for epoch in content["epochs"])
+    return Outcome(**{**content, "epochs": epochs, "curve": tuple(content["curve"])})
+
+
+def command(argv: Sequence[str] | None = None) -> list[str]:
+    """The script below the project's root, and its words."""
+    script, *words = sys.argv if argv is None else argv
+    return [f"experiments/{Path(script).name}", *words]

@@ -1,0 +1,70 @@
+"""All experiments' verdicts as one table, from their results' files.
+
+    python experiments/summary.py [FOLDER] [--index]
+
+Prints Markdown, as the README has it: what was claimed, the published figure, ours with its 99 % interval over seeds
+and n, the verdict, and what of the two can be compared; then how large each experiment was, and its command. With
+`--index` it also writes the folder's `index.html`, which leads to each experiment's page.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from results_file import RESULTS, read
+from results_page import index
+
+from splitnet.errors import UsageError
+from splitnet.measure.records import write_whole
+from splitnet.options import guarded, option, parse, positional
+
+HEADINGS = ("experiment", "claim", "published", "here", "verdict", "comparable, and not")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    folder: Path | None = positional("the results' files (experiments/results)", None)
+    index: bool = option(False, "write index.html there")
+
+
+def found(folder: Path) -> list[dict[str, Any]]:
+    """The results that have come to an end, by name. UsageError if there is none."""
+    contents = [read(path) for path in sorted(folder.glob("*.json"))]
+    ended = [content for content in contents if content.get("claims")]
+    if not ended:
+        raise UsageError(f"{folder}: no results of an experiment")
+    return ended
+
+
+def rows(contents: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A line for each claim; what is the same as in the line above is left out."""
+    lines: list[tuple[str, ...]] = []
+    for content in contents:
+        name = f"{content['experiment']}{'-full' * content.get('full', False)}"
+        link, before = f"[{name}](experiments/results/{name}.html)", ""
+        for c in content["claims"]:
+            comparable = "" if c["comparable"] == before else c["comparable"]
+            lines.append((link, c["claim"], c["published"] or "-", c["figure"], c["verdict"], comparable))
+            link, before = "", c["comparable"]
+    return lines
+
+
+def markdown(contents: Sequence[Mapping[str, Any]]) -> str:
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *rows(contents)]
+    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    sizes = [f"- `{content['command']}`: {content['size']}. {content['says']}".rstrip() for content in contents]
+    return "\n".join([*table, "", *sizes])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(Options, "experiments/summary.py", __doc__ or "", argv)
+    folder = options.folder or RESULTS
+    contents = found(folder)
+    print(markdown(contents))
+    if options.index:
+        write_whole(folder / "index.html", index(contents))
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,177 @@
+"""Claims about trainings, and what trials say of them: paired differences over seeds, and an interval of their mean.
+
+A claim is about two variants, trained from the same seeds on the same images in the same order: that a measure of one
+lies above that of the other, by more than a bound. It is `shown` if the 99 % interval of the mean difference
+(Student's) lies above the bound, `the opposite` if it lies below, and `not shown` otherwise, with one seed too, and
+where no network learnt anything. The interval is over seeds; the test images are the same for all, so it says nothing
+of other images, and nothing of what several claims together come to.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from splitnet.measure.meter import STUDENT_99
+
+Verdict = Literal["shown", "the opposite", "not shown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The mean of n values, and its 99 % interval; None of fewer than two values."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """More than 31 values are given the slightly wider interval of 31."""
+        mean, n = fmean(values), len(values)
+        if n < 2:
+            return cls(mean, None, None, n)
+        half = STUDENT_99[min(n - 1, len(STUDENT_99)) - 1] * stdev(values) / math.sqrt(n)
+        return cls(mean, mean - half, mean + half, n)
+
+    def exp(self) -> "Interval":
+        """Of logarithms back to ratios: the mean becomes a geometric one."""
+        low, high = (None if value is None else math.exp(value) for value in (self.low, self.high))
+        return Interval(math.exp(self.mean), low, high, self.n)
+
+    def judged(self, bound: float) -> Verdict:
+        """Whether it lies above the bound."""
+        if self.low is None or self.high is None:
+            return "not shown"
+        return "shown" if self.low > bound else "the opposite" if self.high < bound else "not shown"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A figure of a trial's outcome, and how a difference, or a ratio, of it is written."""
+
+    name: str
+    of: Callable[[Any], float]
+    unit: str = ""
+    decimals: int = 2
+    ratio: bool = False
+    """Whether two are compared by their ratio, and not by their difference."""
+
+    def has(self, outcome: Any) -> bool:
+        """Whether the figure is there."""
+        try:
+            self.of(outcome)
+        except KeyError:
+            return False
+        return True
+
+    def difference(self, one: Any, other: Any = None) -> float:
+        """Of two outcomes; of a ratio its logarithm. Without another one the figure itself."""
+        a = self.of(one)
+        b = float(self.ratio) if other is None else self.of(other)
+        return math.log(a / b) if self.ratio else a - b
+
+    def written(self, value: float, sign: bool = True) -> str:
+        """A difference or a ratio."""
+        return f"{value:.3g}" if self.ratio else f"{value:{'+' * sign}.{self.decimals}f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """That a measure is greater with `more` than with `less`, or greater than a bound where there is no `less`."""
+
+    text: str
+    source: str
+    published: str
+    """The figure beside which ours stands; "" where there is none."""
+    measure: Measure
+    more: str
+    less: str = ""
+    """Names of variants."""
+    above: float | None = None
+    """What the difference must exceed; None: 0, and 1 for a ratio."""
+    comparable: str
+    """What of the published figure can be compared, and what cannot."""
+
+    @property
+    def bound(self) -> float:
+        return (1.0 if self.measure.ratio else 0.0) if self.above is None else self.above
+
+    def judge(self, trials: Mapping[str, Mapping[int, Any]]) -> "Judgement | None":
+        """By the seeds that each of its variants was trained from: variant -> seed -> outcome. None if there is none.
+
+        A seed from which a training diverged, so that what is measured is not there, is left out.
+        """
+        kinds = [trials.get(name, {}) for name in (self.more, self.less) if name]
+        shared = sorted(set.intersection(*(set(kind) for kind in kinds)))
+        seeds = [seed for seed in shared if all(self.measure.has(kind[seed]) for kind in kinds)]
+        if not seeds:
+            return None
+        differences = [self.measure.difference(*(kind[seed] for kind in kinds)) for seed in seeds]
+        interval = Interval.of(differences)
+        if self.measure.ratio:
+            interval, differences = interval.exp(), [math.exp(value) for value in differences]
+        learnt = any(kind[seed].learnt for kind in kinds for seed in seeds)
+        verdict = interval.judged(self.bound) if learnt else "not shown"
+        return Judgement(self, interval, tuple(differences), verdict, learnt)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What trials say of a claim."""
+
+    claim: Claim
+    interval: Interval
+    values: tuple[float, ...]
+    """Seed by seed."""
+    verdict: Verdict
+    learnt: bool = True
+    """Whether any of the networks did more than guess; where none did, nothing is shown."""
+
+    @property
+    def figure(self) -> str:
+        """`+1.20 points (99 % -0.10 to +2.50, n 4)`."""
+        unit, within = self.claim.measure.unit, "no interval, "
+        if self.interval.low is not None and self.interval.high is not None:
+            within = f"99 % {self._written(self.interval.low)} to {self._written(self.interval.high)}, "
+        return f"{self._written(self.interval.mean)}{' ' * bool(unit)}{unit} ({within}n {self.interval.n})"
+
+    def _written(self, value: float) -> str:
+        return self.claim.measure.written(value, sign=bool(self.claim.less))
+
+    @property
+    def what(self) -> str:
+        """What the figure is of."""
+        other = f" {'/' if self.claim.measure.ratio else '-'} {self.claim.less}" if self.claim.less else ""
+        return f"{self.claim.measure.name}, {self.claim.more}{other}"
+
+    @property
+    def line(self) -> str:
+        """What is printed of it."""
+        wanted = f", above {self._written(self.claim.bound)} wanted" if self.claim.above else ""
+        published = f"; published: {self.claim.published}" if self.claim.published else ""
+        guessed = "" if self.learnt else "; the networks only guess"
+        return f"{self.verdict}: {self.claim.text}: {self.what}: {self.figure}{wanted}{guessed}{published}"
+
+    def record(self) -> dict[str, Any]:
+        """As the results' file has it, and `summary` and the page read it."""
+        claim = self.claim
+        return {
+            "claim": claim.text,
+            "source": claim.source,
+            "published": claim.published,
+            "what": self.what,
+            "figure": self.figure + ("" if self.learnt else "; the networks only guess"),
+            "mean": self.interval.mean,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "n": self.interval.n,
+            "values": list(self.values),
+            "unit": claim.measure.unit,
+            "ratio": claim.measure.ratio,
+            "bound": claim.bound,
+            "verdict": self.verdict,
+            "comparable": claim.comparable,
+        }

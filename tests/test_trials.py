@@ -1,0 +1,393 @@
+"""Trials of variants: the same from the same seed, kept at once, gone on with, and not mixed with other settings'."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "experiments"))  # as for a script there
+
+import conduct  # noqa: E402
+import measures  # noqa: E402
+import results_file  # noqa: E402
+import results_page  # noqa: E402
+import summary  # noqa: E402
+from conduct import Experiment  # noqa: E402
+from measures import LAST  # noqa: E402
+from results_file import TUNING, ResultsFile, first_difference  # noqa: E402
+from setting import Options, Setting, Size, part  # noqa: E402
+from trials import Epoch, Outcome, Variant, as_large, recipe, recipe_2012, trained  # noqa: E402
+from verdicts import Claim  # noqa: E402
+
+from splitnet.errors import UsageError  # noqa: E402
+from splitnet.network.execution import Execution  # noqa: E402
+from splitnet.network.presets import preset  # noqa: E402
+from splitnet.training.data import HeldSplit  # noqa: E402
+
+TINY = Size(scale="1/16", epochs=2, images=300, test_images=100, batch_size=128, seeds=2)
+
+
+@pytest.fixture(autouse=True)
+def left_alone(monkeypatch):
+    monkeypatch.setattr("splitnet.allocator.keep_freed_memory", lambda: "the allocator is left as it is")
+    monkeypatch.setattr(sys, "argv", ["/elsewhere/experiments/some.py", "--seeds", "2"])
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return Setting.of(Options(data="fashion-mnist-small"), TINY)
+
+
+def outcome(*accuracies, curve=(), guess=0.1, **more):
+    epochs = tuple(Epoch(1.0, a, a, 2.0 - a, a) for a in accuracies)
+    return Outcome(epochs, tuple(curve), 0, 1.0, 10, guess, **more)
+
+
+# What trials have alike.
+
+
+def test_what_is_not_asked_for_is_the_experiments_own():
+    small, full = Size(epochs=3, images=500), Size(scale="1", side=None, epochs=90)
+    assert Options().size(small, full) == small
+    assert Options(epochs=7, images=0).size(small, full) == replace(small, epochs=7, images=0)
+    assert Options(full=True, seeds=9).size(small, full) == replace(full, seeds=9)
+
+
+@pytest.mark.parametrize("words", [{"scale": "wide"}, {"scale": "0"}, {"seeds": 0}, {"epochs": 0}, {"images": -1}])
+def test_wrong_sizes_are_refused(words):
+    with pytest.raises(UsageError, match=r"^--\w+ "):
+        Options(**words)
+
+
+def test_a_part_of_a_split_is_the_same_each_time_and_from_all_over_it():
+    split = HeldSplit(torch.arange(1000, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(1000))
+    one, other = part(split, 200), part(split, 200)
+    labels = one.read(torch.arange(200)).labels
+    assert torch.equal(labels, other.read(torch.arange(200)).labels)
+    assert len(set(labels.tolist())) == len(one) == 200
+    assert 400 < labels.double().mean() < 600
+    batch = one.read(torch.tensor([5, 3]))
+    assert batch.indices.tolist() == [5, 3]  # crops and order are keyed by the place in the part
+    assert torch.equal(batch.labels, labels[[5, 3]])
+    assert part(split, 0) is split
+    assert part(split, 1000) is split
+
+
+def test_a_recipe_is_what_run_makes_of_it():
+    found = recipe("2012", crops="none")
+    assert (found.optimizer, found.lr, found.bias_lr, found.weight_decay) == ("sgd", 0.01, 0.02, 0.0005)
+    assert (found.init, found.pixels, found.crops, found.drops) == ("2012", "minus-mean", "none", "25,51,79")
+    assert recipe("textbook").update.rate == 0.001
+
+
+def test_grey_images_have_no_noise_of_colours_and_a_small_version_no_drops(setting):
+    whole, small = (recipe_2012(setting, full) for full in (True, False))
+    assert (whole.color_noise, whole.crops, whole.views, whole.drops) == (0.0, "chunks", 10, "25,51,79")
+    assert (small.color_noise, small.crops, small.views, small.drops) == (0.0, "none", 1, None)
+    assert small.bias_lr == whole.bias_lr == 0.02
+
+
+def test_gains_make_up_for_inputs_that_are_missing():
+    full = preset("alexnet")
+    assert set(as_large(full, full).values()) == {1.0}
+    gains = as_large(full.scaled(1 / 4, size=64).adapted(1, 10), full)
+    assert gains["conv1"] == pytest.approx(math.sqrt(3))
+    assert gains["conv2"] == pytest.approx(2.0)
+    assert gains["fc6"] == pytest.approx(math.sqrt(4 * 36))  # 6x6 maps of 256 channels, here 1x1 of 64
+
+
+def test_gains_are_of_weights_alone(setting):
+    table = setting.table("fashion")
+    plain = Variant(name="", table=table).weights(3)
+    wide = Variant(name="", table=table, gains={"fc6": 8.0}).weights(3)
+    assert torch.equal(wide["fc6.weight"], 8 * plain["fc6.weight"])
+    assert torch.equal(wide["fc6.bias"], plain["fc6.bias"])
+    assert torch.equal(wide["fc7.weight"], plain["fc7.weight"])
+
+
+# A trial.
+
+
+def test_a_trial_is_the_same_from_the_same_seed_and_counts_the_tables_bytes(setting):
+    variant = Variant(name="a", table=setting.table("fashion"))
+    one, other = trained(variant, 0, setting), trained(variant, 0, setting)
+    assert one.epochs == other.epochs
+    assert one.epochs != trained(variant, 1, setting).epochs
+    assert one.bytes == variant.table.bytes_exchanged(128) == variant.described(setting.size)["bytes"] > 0
+    assert (one.steps, len(one.epochs), one.guess) == (2 * 3, 2, 0.1)
+    halved = trained(replace(variant, execution=Execution(wire="float16")), 0, setting)
+    assert halved.bytes == one.bytes // 2
+
+
+def test_a_trial_that_exchanges_other_bytes_than_the_table_derives_is_none(setting, monkeypatch):
+    table = setting.table("fashion")
+    derived = type(table).bytes_exchanged
+    monkeypatch.setattr(type(table), "bytes_exchanged", lambda *words, **more: derived(*words, **more) + 4)
+    with pytest.raises(AssertionError, match="bytes were exchanged in a step, the table says"):
+        trained(Variant(name="a", table=table), 0, setting)
+
+
+def test_one_device_for_both_towers_trains_the_same_and_exchanges_nothing(setting):
+    variant = Variant(name="a", table=setting.table("fashion"))
+    apart, whole = trained(variant, 0, setting), trained(variant, 0, replace(setting, devices=("cpu",)))
+    assert whole.bytes == 0
+    assert whole.epochs[0].loss == pytest.approx(apart.epochs[0].loss, abs=1e-4)
+
+
+def test_a_trial_that_diverges_counts_as_a_guess(setting):
+    variant = Variant(name="a", table=setting.table("fashion"), recipe=recipe(None, optimizer="sgd", lr=1e30))
+    found = trained(variant, 0, setting)
+    assert "loss" in found.diverged
+    assert found.last.test_accuracy == 0.1
+    assert found.last.loss == pytest.approx(math.log(10))
+    assert not found.learnt
+
+
+def test_what_is_looked_for_is_of_the_trained_network(setting):
+    variant = Variant(name="a", table=setting.table("fashion"))
+
+    def look(of, seed, state):
+        assert (of, seed) == (variant, 5)
+        moved = (state["fc8.weight"] - variant.weights(5)["fc8.weight"]).abs().max()
+        return {"moved": float(moved)}
+
+    assert trained(variant, 5, setting, look).found["moved"] > 0
+
+
+def test_the_recipe_of_2012_trains_on_images_minus_their_mean(setting):
+    setting = replace(setting, size=replace(TINY, side=64))
+    table = setting.table("alexnet")
+    variant = Variant(
+        name="a", table=table, recipe=recipe_2012(setting, False), gains=as_large(table, preset("alexnet"))
+    )
+    found = trained(variant, 0, setting)
+    assert not found.diverged
+    assert found.last.loss < 3
+
+
+# Measures.
+
+
+def test_measures_by_hand():
+    found = outcome(0.5, 0.7, 0.6, curve=(0.2, 0.7, 0.8, 0.9))
+    assert measures.LAST.of(found) == pytest.approx(60.0)
+    assert measures.BEST.of(found) == pytest.approx(70.0)
+    assert measures.RISE.of(found) == pytest.approx(1.4 - 1.3)
+    assert measures.reached(0.75).of(found) == 3 * measures.BLOCK
+    assert measures.reached(0.95).of(found) == 4 * measures.BLOCK  # never: all steps
+    assert measures.epochs_to(0.65).of(found) == 2
+    assert measures.epochs_to(0.95).of(found) == 4
+    assert measures.reached(0.75).name == "steps to 25 % training error"
+
+
+# The results' file.
+
+
+CLAIM = Claim(
+    text="a is better", source="ours", published="+1 points", measure=LAST, more="a", less="b", comparable="All of it."
+)
+
+
+def experiment(setting):
+    table = setting.table("fashion")
+    variants = [Variant(name="a", table=table), Variant(name="b", table=table.without("dropout"))]
+    return Experiment(name="some", text="Claim: a is better.\n\nSource: ours.", variants=variants, claims=[CLAIM])
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Trials that are made up, and which were made."""
+    made = []
+
+    def made_up(variant, seed, setting, look=None):
+        made.append((variant.name, seed))
+        return outcome(0.5 + 0.01 * seed + (0.2 + 0.001 * seed) * (variant.name == "a"), curve=(0.4, 0.5))
+
+    monkeypatch.setattr(conduct, "trained", made_up)
+    return made
+
+
+def test_trials_alternate_and_more_seeds_add_only_these(setting, told, tmp_path, capsys):
+    options = Options(out=tmp_path)
+    conduct.conduct(experiment(setting), options, setting)
+    assert told == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    said = capsys.readouterr().out
+    assert "shown: a is better: test accuracy, a - b: +20.05 points (99 %" in said
+    assert "n 2); published: +1 points" in said
+    more = replace(setting, size=replace(TINY, seeds=3))
+    conduct.conduct(experiment(setting), options, more)
+    assert told[4:] == [("a", 2), ("b", 2)]
+    content = results_file.read(tmp_path / "some.json")
+    assert content["claims"][0]["n"] == 3
+    assert [session["command"] for session in content["sessions"]] == [
+        ["python", "experiments/some.py", "--seeds", "2"]
+    ] * 2
+    assert [trial["session"] for trial in content["trials"]] == [0, 0, 0, 0, 1, 1]
+
+
+def test_nothing_to_train_adds_no_session(setting, told, tmp_path):
+    for _ in range(2):
+        conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    assert len(told) == 4
+    assert len(results_file.read(tmp_path / "some.json")["sessions"]) == 1
+
+
+def test_an_interrupted_experiment_goes_on_where_it_was(setting, told, tmp_path, monkeypatch):
+    made_up, calls = conduct.trained, []
+
+    def interrupted(*words):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(words)
+        return made_up(*words)
+
+    monkeypatch.setattr(conduct, "trained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    assert len(results_file.read(tmp_path / "some.json")["trials"]) == 3
+    assert not (tmp_path / "some.html").exists()
+    monkeypatch.setattr(conduct, "trained", made_up)
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    assert told == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+
+
+@pytest.mark.slow
+def test_a_killed_command_loses_the_trial_under_way_alone(tmp_path):
+    """A process of its own, killed as soon as its first trials are in the file, and begun again."""
+    words = "--scale 1/16 --epochs 1 --images 256 --test-images 100 --threads 1 --data fashion-mnist-small --seeds"
+    command = [sys.executable, "experiments/dropout.py", *words.split(), "40", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        while "seed 1, dropout" not in process.stdout.readline():
+            assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    kept = results_file.read(tmp_path / "dropout.json")["trials"]
+    assert len(kept) >= 3
+    command[command.index("40")] = "2"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert "seed 0" not in done.stdout
+    now = results_file.read(tmp_path / "dropout.json")["trials"]
+    assert now[: len(kept)] == kept
+    assert {(t["variant"], t["seed"]) for t in now} >= {(v, s) for v in ("dropout", "no dropout") for s in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: replace(s, size=replace(TINY, epochs=3)), "epochs 2, not 3"),
+        (lambda s: replace(s, size=replace(TINY, scale="1/8")), "scale 1/16, not 1/8"),
+        (lambda s: replace(s, devices=("cpu",)), "devices cpu,cpu, not cpu"),
+    ],
+)
+def test_trials_of_other_settings_are_not_mixed_in(setting, told, tmp_path, change, said):
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    before = (tmp_path / "some.json").read_bytes()
+    other = change(setting)
+    with pytest.raises(UsageError, match=rf"some.json: holds trials of {said}; --fresh forgets them, --out"):
+        conduct.conduct(experiment(other), Options(out=tmp_path), other)
+    assert (tmp_path / "some.json").read_bytes() == before
+    conduct.conduct(experiment(other), Options(out=tmp_path, fresh=True), other)
+    assert len(told) == 8
+
+
+def test_trials_of_a_variant_that_has_changed_are_not_mixed_in(setting, told, tmp_path):
+    options, first = Options(out=tmp_path), experiment(setting)
+    conduct.conduct(first, options, setting)
+    a, b = first.variants
+    wider = replace(first, variants=[a, replace(b, table=b.table.changed("fashion", fc6={"out": 258}))])
+    with pytest.raises(UsageError, match=r"holds trials of variant b.*256, not 258"):
+        conduct.conduct(replace(wider), options, setting)
+    faster = replace(first, variants=[a, replace(b, recipe=recipe("textbook", lr=0.01))])
+    with pytest.raises(UsageError, match=r"holds trials of variant b.recipe.lr 0.001, not 0.01"):
+        conduct.conduct(faster, options, setting)
+    conduct.conduct(
+        replace(first, variants=[a, b, replace(a, name="c")]), options, setting
+    )  # one more is none of these
+    assert told[4:] == [("c", 0), ("c", 1)]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99, "experiment": "some"}', '{"schema": 1}'])
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    path = tmp_path / "some.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"some\.json"):
+        ResultsFile.open(path, "some")
+    assert ResultsFile.open(path, "some", fresh=True).trials == []
+
+
+def test_the_file_has_a_line_for_each_trial_and_reads_back_what_it_was(tmp_path):
+    file = ResultsFile.open(tmp_path / "some.json", "some")
+    file.begin({"epochs": 2}, {"a": {}})
+    found = outcome(0.5, 0.6, curve=(0.1, 0.2), found={"colour": 0.5})
+    file.add("a", 0, found)
+    file.add("a", TUNING, outcome(0.9))
+    text = file.path.read_text()
+    assert json.loads(text)["trials"][0]["seed"] == 0
+    assert len([line for line in text.splitlines() if '"variant"' in line]) == 2
+    again = ResultsFile.open(file.path, "some")
+    assert again.outcomes()["a"][0] == found
+    assert set(again.outcomes()["a"]) == {0, TUNING}
+    assert set(again.outcomes(judged=True)["a"]) == {0}
+
+
+def test_the_first_difference_by_hand():
+    assert first_difference({"a": 1, "b": [1, {"c": 2}]}, {"a": 1, "b": [1, {"c": 3}]}) == "b[1].c 2, not 3"
+    assert first_difference({"a": 1}, {}, "variant ") == "variant a that is not there now"
+    assert first_difference({}, {"a": 1}) == "a that was not there"
+    assert first_difference({"a": [1]}, {"a": [1, 2]}) == "a [1], not [1, 2]"
+    assert first_difference({"a": 1}, {"a": 1}) == ""
+
+
+# The page, and all of them.
+
+
+def test_the_page_needs_nothing_else_and_says_every_verdict(setting, told, tmp_path):
+    conduct.conduct(replace(experiment(setting), says="One thing: <not> measured."), Options(out=tmp_path), setting)
+    text = (tmp_path / "some.html").read_text()
+    assert "<strong>Shown</strong>: a is better." in text
+    assert "+20.05 points" in text
+    assert "&lt;not&gt;" in text
+    assert "<script" not in text
+    assert "src=" not in text
+    assert not re.search(r'href="(?!data:)', text)
+    assert "default-src 'none'" in text
+    assert text.count("<svg") == 2  # intervals, and accuracy by step; a single epoch has no curve
+    assert "viewport" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_a_page_is_made_again_from_its_file(setting, told, tmp_path):
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    made = results_page.page(results_file.read(tmp_path / "some.json"))
+    assert made == (tmp_path / "some.html").read_text()
+
+
+def test_the_summary_has_a_line_for_each_claim_and_the_commands(setting, told, tmp_path, capsys):
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    conduct.conduct(experiment(setting), Options(out=tmp_path, full=True), setting)
+    capsys.readouterr()
+    summary.main([str(tmp_path), "--index"])
+    said = capsys.readouterr().out.splitlines()
+    [line] = [line for line in said if line.startswith("| [some](")]
+    assert "| a is better | +1 points | +20.05 points (99 %" in line
+    assert "| shown | All of it. |" in line
+    assert any(line.startswith("| [some-full](") for line in said)
+    assert said[-1].startswith(
+        "- `python experiments/some.py --seeds 2`: widths x 1/16, 68 pixels, 300 training images"
+    )
+    assert '<a href="some-full.html">' in (tmp_path / "index.html").read_text()
+
+
+def test_a_summary_of_nothing_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no results"):
+        summary.main([str(tmp_path)])
