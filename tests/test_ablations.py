@@ -1,0 +1,373 @@
+"""Every ablation: what its variants are; its command trains, prints a verdict of each claim, and leaves a page."""
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from quick import quick
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "experiments"))  # as for a script there
+
+import activations  # noqa: E402
+import crossings  # noqa: E402
+import fully_connected  # noqa: E402
+import half  # noqa: E402
+import initial_weights  # noqa: E402
+import norms  # noqa: E402
+import pooling  # noqa: E402
+import specialisation  # noqa: E402
+import textbook  # noqa: E402
+from results_file import TUNING, ResultsFile  # noqa: E402
+from setting import Options, Setting, Size  # noqa: E402
+from trials import Epoch, Outcome, Variant  # noqa: E402
+from verdicts import Claim  # noqa: E402
+
+from splitnet.errors import UsageError  # noqa: E402
+from splitnet.network.presets import preset  # noqa: E402
+from splitnet.testing import fake_devices  # noqa: E402, F401
+from splitnet.training.data import load  # noqa: E402
+
+NAMES = (
+    *("activations", "crops_and_flips", "crossings", "dropout", "half", "initial_weights", "norms", "pooling"),
+    *("precision", "specialisation"),
+)
+VERDICTS = ("shown: ", "not shown: ", "the opposite: ")
+TINY = "--scale 1/16 --epochs 1 --images 160 --test-images 60 --seeds 2 --batch-size 40 --data fashion-mnist-small"
+
+
+@pytest.fixture(autouse=True)
+def left_alone(monkeypatch):
+    monkeypatch.setattr("splitnet.allocator.keep_freed_memory", lambda: "the allocator is left as it is")
+    monkeypatch.setattr(sys, "argv", ["experiments/some.py"])
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return Setting.of(Options(data="fashion-mnist-small"), Size(side=68))
+
+
+# Each command.
+
+
+@pytest.mark.parametrize("name", quick(NAMES, "crossings"))
+def test_an_experiment_says_what_it_found(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(specialisation, "DRAWS", 20)
+    module = import_module(name)
+    module.main([*TINY.split(), "--out", str(tmp_path)])
+    said = capsys.readouterr().out.splitlines()
+    content = json.loads((tmp_path / f"{name}.json").read_text())
+    verdicts = [line for line in said if line.startswith(VERDICTS)]
+    assert len(verdicts) == len(content["claims"]) > 0
+    assert all(" n 2)" in line for line in verdicts)
+    assert content["settings"]["data"] == "160 training and 60 test images of " + (
+        "fashion-mnist-small, coloured" if name == "specialisation" else "fashion-mnist-small"
+    )
+    judged = {claim["verdict"] for claim in content["claims"]}
+    assert judged <= {"shown", "not shown", "the opposite"}
+    assert "<svg" in (tmp_path / f"{name}.html").read_text()
+    assert f"python experiments/{name}.py" in module.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiments_own_sizes_fit_its_networks(name):
+    """Its small version and its full one, of widths that its towers divide; and its docstring's command says them."""
+    module = import_module(name)
+    for size in (module.SMALL, module.FULL):
+        found = Setting.of(Options(data="fashion-mnist-small"), size)
+        tables = {"alexnet", "alexnet-half", "alexnet-plain-pool"} if size.side == 64 else {"fashion"}
+        for table in tables:
+            found.table(table, 1 if table == "alexnet-half" else 2)
+    assert f"[--seeds {module.SMALL.seeds}]" in module.__doc__
+    assert f"[--epochs {module.SMALL.epochs}]" in module.__doc__
+    assert not module.SMALL.images or f"[--images {module.SMALL.images}]" in module.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_claims_are_of_variants_that_there_are_and_say_their_source(name, setting):
+    module = import_module(name)
+    claims = module.__dict__.get("CLAIMS") or module.__dict__.get("claims") or [module.BETTER, module.FASTER]
+    if callable(claims):
+        claims = claims(module.variants(setting)[::3])
+    names = {variant.name for variant in every_variant(name, setting)}
+    for claim in claims:
+        assert claim.source
+        assert claim.comparable
+        assert claim.more in names
+        assert claim.less in names | {""}
+
+
+def every_variant(name, setting):
+    module = import_module(name)
+    if name == "crossings":
+        return module.variants(setting.table("fashion"))
+    if name == "precision":
+        return [Variant(name=way, table=setting.table("fashion")) for way in module.WAYS]
+    return (
+        module.variants(setting, False)
+        if name in ("half", "norms", "pooling", "specialisation")
+        else module.variants(setting)
+    )
+
+
+def test_precision_needs_a_crossing(capsys):
+    with pytest.raises(UsageError, match="--devices cpu: nothing crosses"):
+        import_module("precision").main(["--devices", "cpu"])
+
+
+# What variants are.
+
+
+def test_isolated_towers_have_as_many_parameters():
+    """As net 150 beside net 145: of `alexnet` it is the preset of that name."""
+    made = crossings.isolated(preset("alexnet"))
+    assert made.parameters == preset("alexnet-isolated").parameters == 60_714_408
+    assert made.bytes_exchanged(1, "forward") == preset("alexnet-isolated").bytes_exchanged(1, "forward")
+    fashion = preset("fashion")
+    assert crossings.isolated(fashion).parameters == pytest.approx(fashion.parameters, rel=0.01)
+
+
+def test_crossings_differ_in_one_row(setting):
+    found = {
+        v.name: {r.layer.name for r in v.table.rows() if r.crosses}
+        for v in crossings.variants(setting.table("fashion"))
+    }
+    usual = {"conv3", "fc6", "fc7", "fc8"}
+    assert found[crossings.USUAL] == usual
+    assert found[crossings.NONE] == found[crossings.ISOLATED] == {"fc8"}
+    assert len(found[crossings.ALL]) == 7
+    assert all(found[crossings.without(row)] == usual - {row} for row in crossings.OF_2012)
+
+
+def test_ablations_of_2012_are_the_presets(setting):
+    with_norms, without = norms.variants(setting, False)
+    assert {"norm", "cnorm"} <= {op for layer in with_norms.table.layers for op in layer.after}
+    assert not {"norm", "cnorm"} & {op for layer in without.table.layers for op in layer.after}
+    assert with_norms.recipe.pixels == without.recipe.pixels == "minus-mean"  # at 0..1 a norm is invisible
+    overlapping, plain = pooling.variants(setting, False)
+    assert (overlapping.table.pool.kernel, plain.table.pool.kernel, plain.table.pool.stride) == (3, 2, 2)
+    two, one = half.variants(setting, False)
+    assert (two.table.towers, one.table.towers) == (2, 1)
+    outs = [[layer.out for layer in v.table.layers if layer.kernel] for v in (two, one)]
+    assert outs == [[24, 64, 96, 96, 64], [12, 32, 48, 48, 64]]
+    assert two.table.layers[-2].out == one.table.layers[-2].out == 1024
+
+
+def test_bad_initial_weights_are_the_good_ones_times_a_number(setting):
+    found = {variant.name: variant for variant in initial_weights.variants(setting)}
+    usual, large = found["ReLU, PyTorch's weights"].weights(0), found["ReLU, weights x 8"].weights(0)
+    assert torch.equal(large["conv2.weight"], 8 * usual["conv2.weight"])
+    ops = {op for layer in found["sigmoid, weights x 8"].table.layers for op in layer.after}
+    assert ops == {"sigmoid", "pool", "dropout"}
+
+
+def outcome(loss, *curve):
+    return Outcome((Epoch(loss, 0.5, 0.5, 1.0, 0.5),), curve, 0, 1.0, 10, 0.1)
+
+
+def test_the_rate_is_chosen_by_a_seed_that_is_not_judged(setting, tmp_path):
+    every = activations.variants(setting)
+    file = ResultsFile.open(tmp_path / "activations.json", "activations")
+    file.begin({}, {variant.name: {} for variant in every})
+    curves = {"rate 0.0003": (0.5, 0.5, 0.95), "rate 0.001": (0.5, 0.95, 0.95), "rate 0.003": (0.5, 0.95, 0.9)}
+    for variant in every:
+        for rate, curve in curves.items():
+            if variant.name.endswith(rate):
+                file.add(variant.name, TUNING, outcome(0.3 if rate == "rate 0.003" else 0.4, *curve))
+    best = activations.chosen(every, file)
+    assert [variant.name for variant in best] == ["relu, rate 0.003", "tanh, rate 0.003", "sigmoid, rate 0.003"]
+    found = activations.claims(best)
+    assert [claim.published for claim in found] == ["6", "", "", ""]
+    assert all(claim.judge(file.outcomes(judged=True)) is None for claim in found)
+
+
+# Specialisation.
+
+
+def test_colours_are_a_third_each_and_part_of_the_class():
+    data = load("fashion-mnist-small")
+    found = specialisation.coloured(data)
+    places = torch.arange(len(data.train))
+    grey, colour = data.train.read(places), found.train.read(places)
+    which = colour.labels % 3
+    assert (found.channels, len(found.classes)) == (3, 30)
+    assert torch.equal(colour.labels // 3, grey.labels)
+    assert all(0.28 < (which == i).double().mean() < 0.39 for i in range(3))
+    own = colour.images[torch.arange(len(which)), which]
+    assert torch.equal(own, grey.images[:, 0])  # the colour's own channel is the grey image
+    other = colour.images[torch.arange(len(which)), (which + 1) % 3].int()
+    assert torch.equal(other, grey.images[:, 0].int() * 64 // 255)
+    assert found.classes[4] == f"green {data.classes[1]}"
+    assert not torch.equal(which[:500], found.test.read(torch.arange(500)).labels % 3)
+
+
+def test_towers_that_specialise_are_further_apart_than_chance():
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.randn(12, 1, 11, 11, generator=generator).expand(-1, 3, -1, -1)
+    colour = torch.randn(12, 3, 11, 11, generator=generator)
+    colour = colour - colour.mean(1, keepdim=True)
+    value, chance = specialisation.apart((grey, colour), "colour")
+    assert value == pytest.approx(1.0, abs=1e-6)
+    assert chance < 0.3
+    mixed = torch.cat([grey[:6], colour[:6]]), torch.cat([grey[6:], colour[6:]])
+    value, chance = specialisation.apart(mixed, "colour")
+    assert value < 1.5 * chance
+
+
+# The fully connected layers.
+
+
+def test_bytes_of_fully_connected_rows_are_the_tables(fake_devices):  # noqa: F811
+    table = preset("fashion", 2).scaled(1 / 16)
+    found = list(fully_connected.measured("two", table, "adam"))
+    rows = [row for row in table.rows() if not row.layer.kernel]
+    for tower, held in enumerate(found):
+        numbers = sum(row.parameters_on(tower) for row in rows)
+        tensors = 2 * sum(row.parameters_on(tower) > 0 for row in rows)
+        assert (held.parameters, held.gradients) == (4 * numbers, 4 * numbers)
+        assert held.state == 8 * numbers + 4 * tensors  # two moments, and a step count for each tensor
+    [plain] = fully_connected.measured("one", preset("fashion", 1).scaled(1 / 16), "sgd")
+    assert plain.state == plain.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "towers", "parameters", "all_four"), [("fashion", 1, 0.172, 0.689), ("alexnet", 1, 0.235, 0.938)]
+)
+def test_what_is_expected_of_the_full_networks_is_the_tables(name, towers, parameters, all_four):
+    numbers = sum(row.parameters for row in preset(name, towers).rows() if not row.layer.kernel)
+    assert 4 * numbers / 1e9 == pytest.approx(parameters, abs=0.0006)
+    assert 16 * numbers / 1e9 == pytest.approx(all_four, abs=0.0006)
+
+
+@pytest.mark.slow
+def test_the_fully_connected_experiment_judges_the_textbooks_sentence(tmp_path, capsys, fake_devices):  # noqa: F811
+    fully_connected.main(["--scale", "1/16", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "the opposite: parameters of the textbook's fully connected layers are nearly 1 GB" in said
+    content = json.loads((tmp_path / "fully_connected.json").read_text())
+    assert [claim["n"] for claim in content["claims"]] == [1] * 4
+
+
+def test_nearly_1_gb():
+    held = fully_connected.Held("one", "adam", "fake:0", 234_500_000, 234_500_000, 469_000_000)
+    assert held.sums == pytest.approx([0.2345, 0.469, 0.938])
+    assert [fully_connected.judged(held, i, "")["verdict"] for i in range(3)] == [
+        "the opposite",
+        "the opposite",
+        "shown",
+    ]
+
+
+# The textbook.
+
+
+def test_printed_losses_are_sums_over_images_and_the_others_their_means():
+    for book, batch in ((textbook.ALEXNET, 128), (textbook.LENET, 256)):
+        steps = -(-60_000 // batch)
+        for printed, mean, *_ in book:
+            assert abs(printed * 60_000 / steps - mean) < 0.001 * (1 + mean)
+
+
+def records(tests=((4, 0.8), (8, 0.7))):
+    steps = [
+        {
+            "kind": "step",
+            "step": i,
+            "loss": float(i),
+            "accuracy": 0.5,
+            "images": 100 if i % 4 < 3 else 20,
+            "seconds": 2.0,
+        }
+        | {"ends_epoch": i % 4 == 3, "epoch": i // 4}
+        for i in range(8)
+    ]
+    tests = [{"kind": "test", "step": step, "loss": 1.0, "accuracy": accuracy} for step, accuracy in tests]
+    return [*steps[:4], tests[0], *steps[4:], tests[1]]
+
+
+def write_run(folder, status="finished"):
+    folder.mkdir(parents=True)
+    options = {"towers": 1}
+    about = {"schema": 1, "status": status, "options": options, "devices": [{"device": "cpu"}]}
+    (folder / "run.json").write_text(json.dumps(about))
+    lines = [json.dumps({"schema": 1} | record) for record in records()]
+    (folder / "steps.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_a_runs_records_by_hand(tmp_path):
+    write_run(tmp_path / "run")
+    found = textbook.outcome(tmp_path / "run")
+    means = [(0 + 100 + 200 + 3 * 20) / 320, (400 + 500 + 600 + 7 * 20) / 320]  # of unequal batches
+    assert [epoch.loss for epoch in found.epochs] == pytest.approx(means)
+    assert [epoch.test_accuracy for epoch in found.epochs] == [0.8, 0.7]
+    assert (found.seconds, found.steps) == (16.0, 8)
+
+
+def test_a_finished_run_is_read_and_one_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    options, network = textbook.Options(runs=tmp_path, devices="cpu,cpu"), textbook.NETWORKS["two towers"]
+    asked = []
+
+    def called(words, **_):
+        asked.append([str(word) for word in words[3:]])
+        folder = Path(words[words.index("--resume") + 1]) if "--resume" in words else tmp_path / parent / "20260102-run"
+        if not folder.exists():
+            write_run(folder)
+        about = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(about | {"status": "finished"}))
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("subprocess.run", called)
+    parent = "two-towers-fashion-mnist-5-seed3"
+    write_run(tmp_path / parent / "20260101-run", "interrupted")
+    (tmp_path / parent / "20260101-run" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    textbook.run(network, 3, options)
+    assert asked == [["--resume", str(tmp_path / parent / "20260101-run"), "--devices", "cpu,cpu"]]
+    textbook.run(network, 3, options)
+    assert len(asked) == 1
+    textbook.run(network, 3, replace(options, fresh=True))
+    assert asked[1][:8] == ["--recipe", "textbook", "--preset", "fashion", "--towers", "2", "--batch-size", "128"]
+    dense = textbook.beginning(textbook.NETWORKS["LeNet"], 0, options, tmp_path)
+    assert dense[2:8] == ["--preset", "lenet", "--towers", "1", "--batch-size", "256"]
+
+
+@pytest.mark.parametrize(("code", "error"), [(130, KeyboardInterrupt), (1, SystemExit)])
+def test_a_run_that_ends_badly_ends_the_experiment(tmp_path, monkeypatch, capsys, code, error):
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: type("Done", (), {"returncode": code}))
+    with pytest.raises(error):
+        textbook.run(textbook.NETWORKS["LeNet"], 0, textbook.Options(runs=tmp_path))
+
+
+def test_the_books_figures_stand_beside_the_means():
+    found = {seed: outcome_of(loss) for seed, loss in enumerate((1.8, 1.9, 1.85))}
+    table = textbook.table_of(textbook.NETWORKS["LeNet"], found)
+    assert table.rows[0] == ("epoch 1", "0.0072", "1.838", "1.8500", "0.322", "0.3000", "0.584", "0.6000")
+    [line] = textbook.bands({"LeNet": found})
+    assert line.startswith("LeNet, loss of epoch 1: the book's 1.838 is inside of 1.563 to 2.137, n 3")
+    assert textbook.bands({"LeNet": {0: found[0]}}) == []
+
+
+def outcome_of(loss):
+    return Outcome((Epoch(loss, 0.3, 0.3, 1.0, 0.6),), (), 0, 1.0, 10, 0.1)
+
+
+def test_the_textbooks_claims_are_of_its_networks():
+    assert all(isinstance(claim, Claim) for claim in textbook.CLAIMS)
+    assert {claim.more for claim in textbook.CLAIMS} == set(textbook.NETWORKS)
+    with pytest.raises(UsageError, match="--only dens"):
+        textbook.Options(only="dens")
+
+
+@pytest.mark.slow
+def test_lenet_is_trained_as_a_run_and_its_verdict_printed(tmp_path, capsys):
+    words = ["--only", "LeNet", "--data", "fashion-mnist-small", "--epochs", "1", "--threads", "1"]
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)]
+    textbook.main([*words, *folders])
+    said = capsys.readouterr().out
+    assert "not shown: LeNet's last test accuracy is above 74 %: " in said
+    content = json.loads((tmp_path / "textbook.json").read_text())
+    assert content["trials"][0]["outcome"]["steps"] == 8
+    assert (tmp_path / "textbook.html").exists()
