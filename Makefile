@@ -8,11 +8,13 @@ VENV := .venv/bin/python
 READY := .venv/.installed
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 PYTEST := $(VENV) -m pytest
-# Tests keep to one thread each; a process takes 0.6 GB.
-SPREAD := -n auto --maxprocesses 4
+# Tests keep to one thread each; a process takes 0.6 GB. Those of a file share what it starts once.
+SPREAD := -n auto --maxprocesses 4 --dist loadfile
 CUDA := gpu or two_gpus
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What pytest makes of the asserts is kept: else each process takes five seconds to make it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test fast check soak clean
 
@@ -21,7 +23,7 @@ run: $(READY)
 
 # Fake devices and CUDA do not share a process, so the GPU tests come first, in one of their own (5: it has none).
 test: $(READY)
-	$(PYTEST) -m "($(CUDA)) and not soak" $(ARGS) || [ $$? -eq 5 ]
+	$(PYTEST) -m "($(CUDA)) and not soak" $(ARGS) $$(grep -lE 'mark\.(gpu|two_gpus)' tests/test_*.py) || [ $$? -eq 5 ]
 	$(PYTEST) $(SPREAD) -m "not ($(CUDA)) and not soak" $(ARGS)
 
 fast: $(READY)

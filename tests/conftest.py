@@ -1,7 +1,8 @@
 """What every test starts from: a seed, one thread, and a reason where it cannot run."""
 
+import gc
+
 import pytest
-import torch
 from hypothesis import settings
 
 # Examples come from the test's own name and its time is not judged: the same on a fast and on a busy machine.
@@ -19,6 +20,8 @@ def why_no_gpus(count: int) -> str:
     """Why a test of that many CUDA devices cannot run in this process; "" if it can."""
     if not count:
         return ""
+    import torch
+
     found = torch.cuda.device_count()
     if found < count:
         return f"needs {count} CUDA device{'s' if count > 1 else ''}, found {found}"
@@ -27,8 +30,16 @@ def why_no_gpus(count: int) -> str:
     return ""
 
 
-def pytest_sessionstart() -> None:
+def pytest_collectstart() -> None:
+    """PyTorch is imported where tests are, and not by a process that has others run them."""
+    import torch
+
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is here by now stays: the collector need not look at PyTorch's own again, each time."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,4 +54,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
+    import torch
+
     torch.manual_seed(0)

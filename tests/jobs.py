@@ -40,13 +40,6 @@ def words(world: int, *command: str | Path, options: tuple[str, ...] = ()) -> li
     return [*torchrun, *options, *map(str, command)]
 
 
-def alone(script: str | Path, *options: str | Path) -> Ended:
-    """Run a script in one process."""
-    words = [sys.executable, str(script), *map(str, options)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment(), check=False)
-    return Ended(done.returncode, done.stdout, done.stderr)
-
-
 def ranks_of(job: "subprocess.Popen[str]") -> list[int]:
     """Process ids of a job's ranks, in order."""
     found = {}

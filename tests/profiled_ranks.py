@@ -75,9 +75,15 @@ def share(mine):
     return found
 
 
-def work(rank, towers, port, folder):
+def work(rank, port, folders):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
+    for towers, folder in folders.items():
+        profiled(rank, towers, folder)
+    dist.destroy_process_group()
+
+
+def profiled(rank, towers, folder):
     torch.manual_seed(0)
     replica, tower = divmod(rank, towers)
     net = Net(towers, tower)
@@ -92,12 +98,11 @@ def work(rank, towers, port, folder):
     every = share(ranks.rank_trace(profile, clock, rank=rank, tower=tower, replica=replica, host="here"))
     if rank == 0:
         ranks.write_ranks(every, Path(folder))
-    dist.destroy_process_group()
 
 
-def train(folder, towers):
-    """Writes the run's traces into a folder that is there."""
+def train(folders):
+    """Writes the traces of a run for each number of towers into its folder, which is there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(work, (towers, port, str(folder)), nprocs=WORLD)
+    mp.spawn(work, (port, {towers: str(folder) for towers, folder in folders.items()}), nprocs=WORLD)

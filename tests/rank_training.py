@@ -17,9 +17,11 @@ from splitnet.network.execution import Execution
 from splitnet.parallel import ranks as processes
 from splitnet.parallel.ranks import Ranks
 
-STEPS, BATCH = 20, 12
+STEPS, BATCH = 8, 12
+"""Of five steps is an epoch."""
+
 REST = 7
-"""Images in the last batch of an epoch, which replicas cannot share equally."""
+"""Images in its last batch, which replicas cannot share equally."""
 
 
 def cases(towers: int) -> dict[str, tuple[Architecture, torch.dtype, Execution]]:

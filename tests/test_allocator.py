@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quick import quick
 
 from splitnet import allocator
 from splitnet.allocator import KEPT, keep_freed_memory
@@ -44,6 +45,14 @@ def python(code: str, *words: str, **variables: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+CHOSEN = [
+    ("MALLOC_MMAP_THRESHOLD_", "65536"),
+    ("MALLOC_TRIM_THRESHOLD_", "131072"),
+    ("MALLOC_MMAP_MAX_", "65536"),
+    ("GLIBC_TUNABLES", "glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=65536"),
+]
+
+
 @needs_glibc
 @needs_own_malloc
 def test_freed_memory_is_used_again():
@@ -63,15 +72,7 @@ def test_asking_twice_is_asking_once():
 
 
 @needs_glibc
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("MALLOC_MMAP_THRESHOLD_", "65536"),
-        ("MALLOC_TRIM_THRESHOLD_", "131072"),
-        ("MALLOC_MMAP_MAX_", "65536"),
-        ("GLIBC_TUNABLES", "glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=65536"),
-    ],
-)
+@pytest.mark.parametrize(("name", "value"), quick(CHOSEN, CHOSEN[-1]))
 def test_what_the_user_set_stands(name, value):
     [faults, said] = python(FAULTS, "1", **{name: value})
     assert said == f"the allocator is as {name} has it"

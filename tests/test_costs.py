@@ -2,10 +2,12 @@
 
 import gc
 from dataclasses import replace
+from itertools import product
 from math import inf
 
 import pytest
 import torch
+from quick import quick
 
 from splitnet import costs
 from splitnet.comparison import Contender, Training, crossings
@@ -221,8 +223,10 @@ def test_as_dict_is_what_compare_json_takes():
     assert Footprint(10, 1, 2, 3).activations == 4
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("devices", [["fake:0"], ["fake:0", "fake:1"]])
+@pytest.mark.parametrize(
+    ("optimizer", "devices"),
+    quick(product(["sgd", "adam"], [("fake:0",), ("fake:0", "fake:1")]), ("sgd", ("fake:0", "fake:1"))),
+)
 @pytest.mark.usefixtures("fake_devices")
 def test_memory_is_what_fake_devices_measure(optimizer, devices):
     """An eighth as wide, on small images, without response norms: to 1.5 %."""

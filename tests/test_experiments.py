@@ -1,10 +1,15 @@
 """The experiments run, and their claims hold where a test can say so: in bytes."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from layouts import small
+
+from splitnet.testing import fake_devices  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,41 +39,82 @@ def test_the_largest_batch_is_the_last_that_fits():
     assert max(peaks(table, ["fake:0"], images + 1).values()) > capacity
 
 
+@pytest.fixture
+def begun(monkeypatch, capsys, fake_devices):  # noqa: F811
+    """Runs a script in this process, as Python begins it, on small networks: exit status, stdout, stderr."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("splitnet.network.presets.preset", small)
+    monkeypatch.setattr("splitnet.allocator.keep_freed_memory", lambda: "the allocator is left as it is")
+
+    def begin(script, *words):
+        path = str(ROOT / "experiments" / f"{script}.py")
+        monkeypatch.setattr(sys, "argv", [path, *words])
+        monkeypatch.setattr(sys, "path", [str(ROOT / "experiments"), *sys.path])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(path, run_name="__main__")
+        return end.value.code or 0, *capsys.readouterr()
+
+    yield begin
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "words", "expected"),
     [
-        ("overhead", "--preset lenet", "splitnet: error: --towers 2: lenet"),
-        ("overhead", "--rounds 0", "splitnet: error: --rounds 0: at least 1"),
-        ("memory", "--batch-size 0", "splitnet: error: --batch-size 0: at least 1"),
         ("overhead", "--batch-size 2 --rounds 1 --threads 1", "two towers, fake devices / plain CPU: "),
         ("memory", "--preset fashion --batch-size 2 --capacity-mb 0 --threads 1", "two devices  fake:1:"),
-        ("profiling", "--rounds 0", "splitnet: error: --rounds 0: at least 1"),
         ("profiling", "--preset fashion --batch-size 2 --rounds 2 --threads 1", "recorded / not: "),
-        ("alternation", "--rounds 1", "splitnet: error: --rounds 1: at least 2"),
-        ("response_norm", "--rounds 0", "splitnet: error: --rounds 0: at least 1"),
         ("response_norm", "--batch-size 2 --rounds 1 --threads 1", "operator / formula: "),
-        ("speed", "--rounds 0", "splitnet: error: --rounds 0: at least 1"),
-        ("speed", "--only nobody", "splitnet: error: --only nobody: no such contender"),
-        ("speed", "--picture x.png", "splitnet: error: --picture x.png: the picture is SVG"),
-        ("speed", "--preset fashion --batch-size 2 --rounds 1 --threads 1 --only ours-whole,products", "share: "),
-        ("growth", "--largest 1", "splitnet: error: --largest 1: at least 2"),
         (
             "growth",
             "--preset fashion --largest 4 --batch-size 2 --rounds 1 --threads 1",
             "towers by themselves / in one",
         ),
-        ("overlap", "--machines gtx9000", "splitnet: error: --machine gtx9000: no such machine or file"),
         ("overlap", "--preset fashion --batch-size 2 --rounds 2 --threads 1 --machines gtx580-pcie2", "gtx580-pcie2 "),
-        ("precision", "--scale wide --seeds 2", "splitnet: error: --scale wide: a fraction"),
-        ("precision", "--scale 1/8 --steps 10 --seeds 2 --batch-size 4 --images 20 --threads 1", "bf16 on the wire"),
         ("prediction", "--preset fashion --batch-size 2 --rounds 2 --threads 1", "predicted / measured"),
-        ("paper_times", "", "days"),
-        ("input", "--rounds 0", "splitnet: error: --rounds 0: at least 1"),
         ("alternation", "--batch-size 2 --runs 2 --rounds 2 --threads 1", "the interval contains 1 in "),
     ],
 )
-def test_an_experiment_prints_its_figures(script, words, expected):
+def test_an_experiment_prints_its_figures(begun, script, words, expected):
+    code, out, err = begun(script, *words.split())
+    assert expected in out
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        ("overhead", "--preset lenet", "--towers 2: lenet"),
+        ("overhead", "--rounds 0", "--rounds 0: at least 1"),
+        ("memory", "--batch-size 0", "--batch-size 0: at least 1"),
+        ("profiling", "--rounds 0", "--rounds 0: at least 1"),
+        ("alternation", "--rounds 1", "--rounds 1: at least 2"),
+        ("response_norm", "--rounds 0", "--rounds 0: at least 1"),
+        ("speed", "--rounds 0", "--rounds 0: at least 1"),
+        ("speed", "--only nobody", "--only nobody: no such contender"),
+        ("speed", "--picture x.png", "--picture x.png: the picture is SVG"),
+        ("growth", "--largest 1", "--largest 1: at least 2"),
+        ("overlap", "--machines gtx9000", "--machine gtx9000: no such machine or file"),
+        ("precision", "--scale wide --seeds 2", "--scale wide: a fraction"),
+        ("input", "--rounds 0", "--rounds 0: at least 1"),
+    ],
+)
+def test_an_experiment_refuses(begun, script, words, expected):
+    code, _, err = begun(script, *words.split())
+    assert code == 2
+    assert err.startswith(f"splitnet: error: {expected}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [("paper_times", "", "days"), ("growth", "--largest 1", "splitnet: error: --largest 1: at least 2")],
+)
+def test_an_experiment_is_a_script(script, words, expected):
+    """A process of its own; `growth` reads its neighbours."""
     command = [sys.executable, f"experiments/{script}.py", *words.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert expected in done.stdout + done.stderr

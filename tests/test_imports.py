@@ -25,7 +25,8 @@ COMMANDS = {"__main__", "run", "verify", "doctor", "report", "view", "predict", 
 COMMAND_PARTS = {
     *("options", "comparison", "equality", "faults", "tables", "progress", "job", "fitting", "pages"),
     *("allocator", "party", "resuming", "learning", "reporting", "interrupts", "rank_comparison"),
-    *("machines", "peaks", "costs", "calibration", "emulation"),
+    *("recipes", "machines", "looking", "pixels", "peaks", "costs", "calibration", "emulation"),
+    *("weight_files", "pickled_arrays", "onnx_graph"),
 }
 
 # Which rooms a room may import, beside SHARED and itself; commands do not import each other.

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from layouts import small
+from quick import quick
 from whole_runs import LENET, QUIET, Process, Said, check_same, folder_of, goes_on, losses, made, unchanged
 
 import splitnet
@@ -179,14 +180,14 @@ def signals(monkeypatch, place, name, number):
     monkeypatch.setattr(place, name, called)
 
 
-@BOTH
+@pytest.mark.parametrize("number", quick(STATUS, signal.SIGINT), ids=lambda number: number.name)
 @pytest.mark.parametrize(
     ("place", "name", "done", "status"),
     [
         (learning, "evaluate", 3, "interrupted"),
-        (learning, "audit", 4, "interrupted"),
+        pytest.param(learning, "audit", 4, "interrupted", marks=pytest.mark.slow),
         (run, "compare", 4, "interrupted"),
-        (reporting.Report, "trained", 4, "interrupted"),
+        pytest.param(reporting.Report, "trained", 4, "interrupted", marks=pytest.mark.slow),
         (reporting.Report, "close", 4, "finished"),
         (reporting.pages, "write_pages", 4, "finished"),
     ],
@@ -362,7 +363,7 @@ def check_signalled(tmp_path, straight, number, twice):
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", quick(range(4), 0))
 def test_signals_at_any_line(tmp_path, straight, number, twice):
     check_signalled(tmp_path, straight, number, twice)
 

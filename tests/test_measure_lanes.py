@@ -49,20 +49,30 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request):
+@pytest.fixture(scope="module")
+def kept():
+    """What the tests of this file share: each case, and its traces."""
+    return {}
+
+
+@pytest.fixture(params=CASES)
+def case(request, kept):
     """Architecture, network, and the recording; with a slow link the devices are slower than the CPU."""
-    try:
-        architecture, net, found, losses = profiled(DEVICES, **CASES[request.param])
-    finally:
-        fake.reset()
-    return architecture, net, Recording(found.trace, found.log), losses
+    if request.param not in kept:
+        try:
+            architecture, net, found, losses = profiled(DEVICES, **CASES[request.param])
+        finally:
+            fake.reset()
+        kept[request.param] = architecture, net, Recording(found.trace, found.log), losses
+    return kept[request.param]
 
 
 @pytest.fixture(params=[kineto.aligned, kineto.emulated], ids=["aligned", "emulated"])
-def written(request, case):
-    trace = request.param(case[2], DEVICES)
-    return json.loads(json.dumps(trace))  # nothing that JSON cannot say
+def written(request, case, kept):
+    name = id(case), request.param
+    if name not in kept:
+        kept[name] = json.loads(json.dumps(request.param(case[2], DEVICES)))  # nothing that JSON cannot say
+    return kept[name]
 
 
 def on_lanes(trace, *cats):
@@ -309,6 +319,7 @@ def test_what_is_recorded_can_be_ended_before_its_time():
     assert [step.name for step in Recording(profile.trace, profile.log).steps] == ["ProfilerStep#2"]
 
 
+@pytest.mark.slow
 def test_clocks_that_disagree_are_said():
     found = profiled(DEVICES)[2]
     fake.reset()

@@ -457,11 +457,17 @@ def test_perfetto_opens_the_ranks_and_lists_their_collectives():
 # Real ones
 
 
-@pytest.fixture(scope="module", params=[2, 1], ids=["towers", "replicas"])
-def trained(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    profiled_ranks.train(folder, request.param)
-    return folder, request.param
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder for each number of towers; one start of two processes for both."""
+    folders = {towers: tmp_path_factory.mktemp("run") for towers in (2, 1)}
+    profiled_ranks.train(folders)
+    return folders
+
+
+@pytest.fixture(params=[2, 1], ids=["towers", "replicas"])
+def trained(request, runs):
+    return runs[request.param], request.param
 
 
 @pytest.mark.ranks

@@ -20,6 +20,8 @@ with warnings.catch_warnings():
     from torch_tb_profiler.profiler.data import RunProfileData
     from torch_tb_profiler.profiler.run_generator import RunGenerator
 
+pytestmark = pytest.mark.slow  # trains under the profiler, and imports the viewer
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -134,13 +136,11 @@ def problems(path):
     return said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [traces.PERFETTO, traces.PLUGIN])
 def test_perfetto_reads_it_without_an_error(folder, name):
     assert problems(folder / name) == "problems 0: none"
 
 
-@pytest.mark.slow
 def test_perfetto_says_what_it_drops(folder, tmp_path):
     trace = load(folder / traces.PERFETTO)
     kernel = next(e for e in trace["traceEvents"] if e.get("cat") == "kernel")

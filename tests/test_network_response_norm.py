@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from quick import quick
 
 from splitnet.network import response_norm as module
 from splitnet.network.architecture import Norm
@@ -240,7 +241,7 @@ def test_what_cannot_be_normed_is_refused(call, why):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the check itself
 @kinds
-@layouts
+@pytest.mark.parametrize("layout", quick(LAYOUTS, LAYOUTS[0]), ids=["channels_last", "contiguous"])
 def test_pytorchs_own_checks_of_an_operator(kind, layout):
     x, towers = maps(layout=layout), 2 if kind == "channels" else None
     arguments = as_arguments(KINDS[kind][2], towers)
@@ -333,6 +334,7 @@ with_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason=
 
 
 @with_triton
+@pytest.mark.slow
 def test_tritons_kernels_interpreted_are_the_blocks():
     command = [sys.executable, "-W", "ignore", "-c", INTERPRETED]  # of overflows in its NumPy, where a mask is false
     environment = os.environ | {"TRITON_INTERPRET": "1"}

@@ -1,8 +1,11 @@
 """Towers and the whole network are one function: outputs, gradients, dropped units."""
 
+from itertools import product
+
 import pytest
 import torch
 from layouts import SPLIT, batch, relative, run, small
+from quick import quick
 
 from splitnet.errors import UsageError
 from splitnet.network.presets import preset
@@ -12,8 +15,14 @@ DEVICES = [["cpu", "cpu"], ["fake:0", "fake:1"]]
 
 
 @pytest.mark.parametrize("devices", DEVICES, ids="-".join)
-@pytest.mark.parametrize("crosses", [None, "all"])
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize(
+    ("name", "crosses"),
+    quick(
+        product(SPLIT, [None, "all"]),
+        ("alexnet", "all"),
+        *((name, None) for name in ("alexnet", "alexnet-paper", "fashion")),
+    ),
+)
 def test_towers_equal_the_whole_network(name, crosses, devices):
     table = small(name, 2, crosses)
     logits, gradients, _ = run(table, devices)
@@ -23,7 +32,7 @@ def test_towers_equal_the_whole_network(name, crosses, devices):
         assert relative(gradients[parameter], whole_gradients[parameter]) < 1e-12, parameter
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", quick(SPLIT, "alexnet", "fashion"))
 def test_fake_devices_equal_the_plain_cpu_bit_for_bit(name):
     table = small(name)
     layouts = [["cpu", "cpu"], ["fake:0", "fake:1"], ["fake:0", "fake:0"]]

@@ -1,8 +1,11 @@
 """Hand over forward, sum and hand back backward; and a ledger of both."""
 
+from itertools import product
+
 import pytest
 import torch
 from layouts import small
+from quick import quick
 
 from splitnet.equality import attempt, identical, images
 from splitnet.network.architecture import Transfer
@@ -153,16 +156,25 @@ def test_through_the_host_the_memory_format_stays():
     assert through_host(x, x.device) is x
 
 
-@pytest.mark.parametrize("preset", ["fashion", "alexnet"])
+@pytest.mark.parametrize("preset", quick(["fashion", "alexnet"], "fashion"))
 def test_networks_train_alike_over_either_link(preset):
     one, other = (trial(preset, link) for link in ("device", "host"))
     assert identical(other, one) == []
 
 
-@pytest.mark.parametrize("way", [("fake:0", "fake:1"), ("fake:1", "fake:0")], ids="-".join)
-@pytest.mark.parametrize("kind", ["flip", "zeros", "stale"])
-def test_a_bad_link_spoils_training_that_takes_it_and_no_other(kind, way):
-    sound = trial("fashion", "device")
+@pytest.fixture(scope="module")
+def sound():
+    return trial("fashion", "device")
+
+
+FORTH, BACK = ("fake:0", "fake:1"), ("fake:1", "fake:0")
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    quick(product(["flip", "zeros", "stale"], [FORTH, BACK]), ("flip", FORTH), ("stale", BACK)),
+)
+def test_a_bad_link_spoils_training_that_takes_it_and_no_other(sound, kind, way):
     with fake.fault(kind, source=way[0], target=way[1]):
         assert identical(trial("fashion", "host"), sound) == []
         assert identical(trial("fashion", "device"), sound) != []

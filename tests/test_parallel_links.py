@@ -337,46 +337,49 @@ def doubled(right):
     return spoiled
 
 
-def work(rank, world, port, settings, queue):
-    """One rank: what it found, as plain data."""
+ATTEMPTS = {
+    "sound": {"brief": False},
+    "alone": {"alone": True},
+    **{kind: {"fault": (kind, 0, 1)} for kind in ("zeros", "stale", "flip", "all_gather", "reduce_scatter")},
+}
+"""What is done to the links of two ranks, one after the other; a fault is of what goes from one to another."""
+
+
+def work(rank, world, port, attempts, queue):
+    """One rank: what it found in each attempt, as plain data."""
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world)
     groups = [dist.new_group([first, first + 1]) for first in range(0, world, 2)]
-    ranks = SimpleNamespace(rank=rank, world=world, device=CPU, tower_group=groups[rank // 2], notice=None)
-    if settings.get("alone"):
-        ranks.tower_group = None
-    kind, source, target = settings.get("fault", ("", 0, -1))
-    if rank == target:
-        if kind in ("all_gather", "reduce_scatter"):
-            setattr(dist, kind, doubled(getattr(dist, kind)))
-        else:
-            dist.recv = Spoiled(kind, source)
-    if settings.get("dies") == rank:
-        os._exit(0)
-    try:
-        reports = check_ranks(ranks, small("fashion"), 2, brief=settings["brief"])
-    except LostRankError as error:
-        queue.put((rank, str(error)))
-        return
-    queue.put((rank, [(*place(r), r.what, r.wrong, r.worst and r.worst.kind, r.tensors, r.rates) for r in reports]))
+    found = {name: attempt(rank, world, groups[rank // 2], **settings) for name, settings in attempts.items()}
+    queue.put((rank, found))
     dist.destroy_process_group()
 
 
-def checked(world, **settings):
-    """The list that every rank ended with."""
-    found = ended(world, world, **settings)
-    assert all(found[rank] == found[0] for rank in range(world))
-    return found[0]
+def attempt(rank, world, group, *, brief=True, alone=False, fault=("", 0, -1), dies=None):
+    ranks = SimpleNamespace(rank=rank, world=world, device=CPU, tower_group=None if alone else group, notice=None)
+    kind, source, target = fault
+    if dies == rank:
+        os._exit(0)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == target:
+            collective = kind in ("all_gather", "reduce_scatter")
+            spoiled = doubled(getattr(dist, kind)) if collective else Spoiled(kind, source)
+            patch.setattr(dist, kind if collective else "recv", spoiled)
+        try:
+            reports = check_ranks(ranks, small("fashion"), 2, brief=brief)
+        except LostRankError as error:
+            return str(error)
+    return [(*place(r), r.what, r.wrong, r.worst and r.worst.kind, r.tensors, r.rates) for r in reports]
 
 
-def ended(world, tell, **settings):
+def ended(world, tell, attempts):
     """What ranks ended with, of which `tell` say so."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
-    context = mp.spawn(work, (world, port, settings, queue), world, join=False)
+    context = mp.spawn(work, (world, port, attempts, queue), world, join=False)
     try:
         deadline = time.monotonic() + 120
         while not context.join(timeout=5):
@@ -387,9 +390,17 @@ def ended(world, tell, **settings):
     return dict(queue.get() for _ in range(tell))
 
 
+@pytest.fixture(scope="module")
+def two_ranks():
+    """The list that each attempt of two ranks ended with, the same for both."""
+    found = ended(2, 2, ATTEMPTS)
+    assert found[0] == found[1]
+    return found[0]
+
+
 @pytest.mark.ranks
-def test_two_sound_ranks_are_sound_and_timed():
-    found = checked(2, brief=False)
+def test_two_sound_ranks_are_sound_and_timed(two_ranks):
+    found = two_ranks["sound"]
     assert [entry[:3] for entry in found if entry[2] == "copies"] == [
         ("rank 0", "rank 1", "copies"),
         ("rank 1", "rank 0", "copies"),
@@ -404,34 +415,33 @@ def test_two_sound_ranks_are_sound_and_timed():
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("kind", ["zeros", "stale", "flip"])
-def test_a_fault_of_one_rank_is_placed_by_all(kind):
-    found = checked(2, brief=True, fault=(kind, 0, 1))
-    wrong = [(source, target, what, kind) for source, target, what, n, kind, *_ in found if n]
+def test_a_fault_of_one_rank_is_placed_by_all(two_ranks, kind):
+    wrong = [(source, target, what, kind) for source, target, what, n, kind, *_ in two_ranks[kind] if n]
     assert wrong == [("rank 0", "rank 1", "copies", kind)]
 
 
 @pytest.mark.ranks
 def test_four_ranks_find_one_bad_pair_and_go_on():
-    found = checked(4, brief=True, fault=("flip", 3, 1))
-    assert [entry[:2] for entry in found if entry[3]] == [("rank 3", "rank 1")]
-    assert len([entry for entry in found if entry[2] == "copies"]) == 12
+    found = ended(4, 4, {"flip": {"fault": ("flip", 3, 1)}})
+    assert all(found[rank] == found[0] for rank in range(4))
+    assert [entry[:2] for entry in found[0]["flip"] if entry[3]] == [("rank 3", "rank 1")]
+    assert len([entry for entry in found[0]["flip"] if entry[2] == "copies"]) == 12
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("kind", ["all_gather", "reduce_scatter"])
-def test_a_collective_that_is_wrong_is_found(kind):
-    found = checked(2, brief=True, fault=(kind, 0, 1))
-    assert {entry[:3] for entry in found if entry[3]} == {
+def test_a_collective_that_is_wrong_is_found(two_ranks, kind):
+    assert {entry[:3] for entry in two_ranks[kind] if entry[3]} == {
         ("rank 0", "rank 1", f"{row} {kind}") for row in ("conv3", "fc6", "fc7", "fc8")
     }
 
 
 @pytest.mark.ranks
-def test_ranks_without_other_towers_have_no_collectives():
-    assert {entry[2] for entry in checked(2, brief=True, alone=True)} == {"copies"}
+def test_ranks_without_other_towers_have_no_collectives(two_ranks):
+    assert {entry[2] for entry in two_ranks["alone"]} == {"copies"}
 
 
 @pytest.mark.ranks
 def test_a_rank_that_dies_is_a_lost_rank():
-    found = ended(2, 1, brief=True, dies=1)
-    assert found[0].startswith("test of links: rank 0 to rank 1: ")
+    found = ended(2, 1, {"dies": {"dies": 1}})
+    assert found[0]["dies"].startswith("test of links: rank 0 to rank 1: ")

@@ -6,7 +6,7 @@ from layouts import small
 
 from splitnet.errors import UsageError
 from splitnet.network.presets import preset
-from splitnet.parallel.placement import build, place
+from splitnet.parallel.placement import build, check_processes, place
 
 
 @pytest.fixture
@@ -113,3 +113,16 @@ def test_build_beside_somebody_elses_process_group_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="a process group is there already"):
         build("fashion")
     assert build(small("fashion"), devices=["cpu"]).hosted  # named devices are this process's own
+
+
+@pytest.mark.parametrize(
+    ("world", "devices", "said"),
+    [
+        (3, None, "--towers 2: 3 processes are not a multiple of it"),
+        (2, "cpu,cpu", "--devices cpu,cpu: under torchrun each process has its own device"),
+    ],
+)
+def test_what_the_processes_of_a_job_cannot_do_is_refused(monkeypatch, world, devices, said):
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    with pytest.raises(UsageError, match=said):
+        check_processes(small("fashion"), devices)

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from layouts import relative, small
+from quick import quick
 
 from splitnet.comparison import contestants, replicated_step
 from splitnet.network.weights import join
@@ -64,8 +66,12 @@ def furthest(one, two):
     return max(relative(a, b) for a, b in zip(one.values(), two.values(), strict=True))
 
 
-@pytest.mark.parametrize("devices", [FAKES, ("cpu", "cpu", "cpu")], ids=["two", "three"])
-@pytest.mark.parametrize("name", ["fashion", "alexnet"])
+THREE = ("cpu", "cpu", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"), quick(product(["fashion", "alexnet"], [FAKES, THREE]), ("fashion", THREE), ("alexnet", FAKES))
+)
 def test_replicas_train_as_the_whole_network_does(name, devices, batches):
     """Dropout on, an uneven batch and one smaller than the replicas among them."""
     table, batches = fitted(name, batches)
@@ -77,7 +83,7 @@ def test_replicas_train_as_the_whole_network_does(name, devices, batches):
     assert pairs[0][0][0] != pytest.approx(pairs[-1][0][0], abs=1e-3)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", quick(["sgd", "adam"], "adam"))
 def test_replicas_stay_equal_bit_for_bit(optimizer, batches):
     for _, gradients_of, weights_of in replicated(
         *fitted("alexnet", batches), dtype=torch.float32, optimizer=optimizer
@@ -86,6 +92,7 @@ def test_replicas_stay_equal_bit_for_bit(optimizer, batches):
             assert all(torch.equal(one[name], other[name]) for other in others for name in one)
 
 
+@pytest.mark.slow
 def test_losses_in_float32(batches):
     table, batches = fitted("fashion", batches)
     found = zip(whole(table, batches, torch.float32), replicated(table, batches, dtype=torch.float32), strict=True)
@@ -109,8 +116,7 @@ def test_with_many_replicas_the_last_get_fewer_or_none():
     assert [(share.start, share.stop) for _, share in copies.divide(5)] == [(0, 2), (2, 4), (4, 5)]
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("bucket", [1, 5000, BUCKET])
+@pytest.mark.parametrize(("bucket", "count"), quick(product([1, 5000, BUCKET], [2, 3]), (1, 2), (5000, 3), (BUCKET, 2)))
 def test_every_byte_between_devices_is_in_the_ledger_and_derived(count, bucket, batches):
     table = small("fashion")
     devices = [torch.device(f"fake:{i}") for i in range(count)]

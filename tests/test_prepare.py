@@ -271,7 +271,10 @@ def test_sums_are_those_of_an_uninterrupted_call_wherever_it_ended(images, monke
     assert not (images / PARTIAL).exists()
 
 
-def test_one_that_ended_before_it_could_write_its_file_only_writes_it(images, monkeypatch):
+@pytest.mark.parametrize("last", [(), range(107, 150, 2)], ids=["whole", "broken"])
+def test_one_that_ended_before_it_could_write_its_file_only_writes_it(images, monkeypatch, last):
+    for place in last:  # all of the last batch: class b follows class a
+        (images / "train" / "ab"[place % 2] / f"{place:03}.png").write_bytes(b"")
     assert run(images, "--size", SIZE)[0] == 0
     whole = content(images)
     (images / FILE).unlink()
@@ -334,6 +337,11 @@ def test_a_full_disk_costs_a_saving_and_not_the_sums(images, monkeypatch):
     assert "Read 148" in out
 
 
+def saved(folder):
+    """Images whose sums are in the folder."""
+    return tensors_of(folder / PARTIAL)[1]["done"] if (folder / PARTIAL).exists() else 0
+
+
 @pytest.mark.slow
 def test_kill_9_costs_no_more_than_the_piece_under_way(tmp_path):
     folder = make(tmp_path / "set", 300)
@@ -347,19 +355,20 @@ def test_kill_9_costs_no_more_than_the_piece_under_way(tmp_path):
         "sys.exit(prepare.main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", code, str(folder), "--size", str(SIZE)]
-    for kill in range(2):
+    before = 0
+    for _ in range(2):
         child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
-        written = (folder / PARTIAL).stat().st_mtime_ns if kill else 0
         deadline = time.monotonic() + 60
-        while sum((folder / PARTIAL).exists() and (folder / PARTIAL).stat().st_mtime_ns != written for _ in "1") == 0:
+        while saved(folder) <= before:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.7)
+        time.sleep(0.1)
         child.send_signal(signal.SIGKILL)
         assert child.wait(30) == -signal.SIGKILL
+        before = saved(folder)
     assert not (folder / FILE).exists()
     code, out, _ = run(folder, "--size", SIZE)
-    assert "were read before" in out
+    assert f"{before} of 300 images were read before" in out
     assert same(content(folder), whole)
 
 

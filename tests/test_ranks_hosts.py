@@ -6,18 +6,15 @@ import time
 
 import pytest
 from hosts import two_hosts
-from jobs import SMALL_RUN, alone, environment
+from jobs import SMALL_RUN, environment
+from whole_runs import goes_on, losses, made
 
-from splitnet.measure.records import read_run, read_steps
+from splitnet.measure.records import read_run
 from splitnet.training.checkpoint import Checkpoints
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 OPTIONS = ("--towers", "2", "--data", "fashion-mnist-small", "--batch-size", "15", "--no-compare")
-
-
-def losses(folder):
-    return [record["loss"] for record in read_steps(folder / "steps.jsonl") if record["kind"] == "step"]
 
 
 def start(hosts, out, *options):
@@ -42,10 +39,7 @@ def test_two_hosts_train_as_one_process_does(tmp_path):
     assert ended[1][0] == ""
     devices = read_run(folder)["devices"]
     assert [entry["name"] for entry in devices] == ["cpu of host-a", "cpu of host-b"]
-    here = tmp_path / "alone"
-    single = alone(SMALL_RUN, *OPTIONS, "--steps", "6", "--devices", "cpu,cpu", "--no-profile", "--out", here)
-    assert single.code == 0, single.err
-    assert losses(folder) == losses(next(here.iterdir()))
+    assert losses(folder) == losses(made(tmp_path / "alone", *OPTIONS, "--steps", "6", "--devices", "cpu,cpu"))
 
 
 def test_a_cut_cable_ends_both_and_the_last_checkpoint_stands(tmp_path):
@@ -68,8 +62,5 @@ def test_a_cut_cable_ends_both_and_the_last_checkpoint_stands(tmp_path):
     assert "has lost the host of rank 0 (host-a)" in by_b
     [folder] = (tmp_path / "host-a").iterdir()
     last = Checkpoints(folder).last().step
-    ended = alone(
-        SMALL_RUN, "--resume", folder, "--devices", "cpu", "--steps", str(last + 1), "--no-profile", "--no-compare"
-    )
-    assert ended.code == 0, ended.err
+    goes_on(folder, "--devices", "cpu", "--steps", last + 1)
     assert len(losses(folder)) == last + 1

@@ -8,13 +8,14 @@ import subprocess
 import time
 
 import pytest
-from jobs import SMALL_RUN, Ended, alone, environment, ranks_of, torchrun, words
+from jobs import SMALL_RUN, Ended, environment, ranks_of, torchrun, words
 from layouts import small
 from PIL import Image
 from safetensors.torch import save_file
+from whole_runs import QUIET, folder_of, goes_on, losses, made, records
 
 import splitnet
-from splitnet.measure.records import read_compare, read_run, read_steps
+from splitnet.measure.records import read_compare, read_run
 from splitnet.measure.timeline import Timeline, read
 from splitnet.training.checkpoint import Checkpoints
 
@@ -27,20 +28,16 @@ def run(world, out, *options, **more):
     return torchrun(world, SMALL_RUN, *SMALL, "--out", out, *options, **more)
 
 
-def folder_of(out):
-    [folder] = out.iterdir()
-    return folder
-
-
-def losses(folder):
-    return [record["loss"] for record in read_steps(folder / "steps.jsonl") if record["kind"] == "step"]
+SLOW = {"timeout": 15, "seconds": 10}
+"""Longer than a collective is waited for: 0.6 of the timeout."""
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Two processes, everything on."""
+    """Two processes, everything on; what the first measures alone takes long to begin."""
     out = tmp_path_factory.mktemp("ran")
-    ended = run(2, out, "--towers", "2", "--steps", "7")
+    slowly = {"SLOW": str(SLOW["seconds"])}
+    ended = run(2, out, "--towers", "2", "--steps", "7", "--timeout", str(SLOW["timeout"]), **slowly)
     assert ended.code == 0, ended.err
     return ended, folder_of(out)
 
@@ -91,10 +88,8 @@ def test_all_ranks_are_in_one_trace(ran):
 
 
 def test_two_processes_train_as_one_does(ran, tmp_path):
-    options = ("--towers", "2", "--steps", "7", "--devices", "cpu,cpu", "--no-compare", "--no-profile")
-    ended = alone(SMALL_RUN, *SMALL, "--out", tmp_path, *options)
-    assert ended.code == 0, ended.err
-    assert losses(folder_of(tmp_path)) == losses(ran[1])
+    folder = made(tmp_path, *SMALL, "--towers", "2", "--steps", "7", "--devices", "cpu,cpu")
+    assert losses(folder) == losses(ran[1])
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +107,12 @@ def test_a_run_goes_on_in_any_other_layout(saved, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(saved, folder)
     assert Checkpoints(folder).steps() == [5, 10]
-    quiet = ("--no-compare", "--no-profile")
-    ended = alone(SMALL_RUN, "--resume", folder, "--steps", "12", "--devices", "cpu", *quiet)
+    assert "at step 10" in goes_on(folder, "--steps", "12", "--devices", "cpu").out
+    ended = torchrun(2, SMALL_RUN, "--resume", folder, "--steps", "14", *QUIET)
     assert ended.code == 0, ended.err
-    assert "at step 10" in ended.out
-    ended = torchrun(2, SMALL_RUN, "--resume", folder, "--steps", "14", *quiet)
-    assert ended.code == 0, ended.err
-    straight = tmp_path / "straight"
-    ended = alone(SMALL_RUN, *SMALL, "--towers", "2", "--steps", "14", "--devices", "cpu", "--out", straight, *quiet)
-    assert ended.code == 0, ended.err
+    straight = made(tmp_path / "straight", *SMALL, "--towers", "2", "--steps", "14", "--devices", "cpu")
     assert len(losses(folder)) == 14
-    assert losses(folder) == pytest.approx(losses(folder_of(straight)), abs=1e-4)
+    assert losses(folder) == pytest.approx(losses(straight), abs=1e-4)
 
 
 def started(world, out, *options, torchrun_options=()):
@@ -151,27 +141,42 @@ def test_sigterm_is_honoured_at_the_end_of_a_step_and_saved(tmp_path):
     done = len(losses(folder))
     assert read_run(folder)["status"] == "interrupted"
     assert Checkpoints(folder).last().step == done
-    again = torchrun(2, SMALL_RUN, "--resume", folder, "--steps", str(done + 1), "--no-compare", "--no-profile")
-    assert again.code == 0, again.err
+    goes_on(folder, "--steps", done + 1, "--devices", "cpu")
     assert len(losses(folder)) == done + 1
 
 
-def test_a_killed_rank_is_named_and_torchrun_goes_on_from_the_last_checkpoint(tmp_path):
-    options = ("--towers", "2", "--steps", "40", "--save-every", "1", "--no-profile", "--no-compare")
-    job = started(2, tmp_path, *options, torchrun_options=("--max-restarts", "1"))
-    victim = ranks_of(job)[1]
-    os.kill(victim, signal.SIGKILL)
+def test_killed_ranks_are_named_and_torchrun_goes_on_from_the_last_checkpoint(tmp_path):
+    """One rank and, once the job has gone on, the one that writes. The weights are where it began, and no more."""
+    table = small("fashion").adapted(1, 10)
+    save_file(splitnet.build(table, devices=["cpu"], seed=9).whole_state_dict(), tmp_path / "w.safetensors")
+    out = tmp_path / "runs"
+    options = ("--towers", "2", "--steps", "60", "--save-every", "1", "--weights", tmp_path / "w.safetensors")
+    job = started(2, out, *options, *QUIET, torchrun_options=("--max-restarts", "2"))
+    folder = folder_of(out)
+    victims = [kill(job, 1)]
+    deadline = time.monotonic() + 120
+    while (at := read_run(folder)["resumed_at"]) is None or len(losses(folder)) < at + 2:
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    victims.append(kill(job, 0))
     ended = end_of(job)
     assert ended.code == 0, ended.err
-    [line] = ended.errors
-    assert line.startswith("rank 1 ")
-    assert f"pid {victim}" in line
-    assert "was killed" in line
-    folder = folder_of(tmp_path)
-    steps = [record["step"] for record in read_steps(folder / "steps.jsonl") if record["kind"] == "step"]
-    assert steps == list(range(40))
-    assert read_run(folder)["resumed_at"] >= 1
+    assert len(ended.errors) == 2
+    for rank, pid, line in zip((1, 0), victims, ended.errors, strict=True):
+        assert line.startswith(f"rank {rank} ")
+        assert f"pid {pid}" in line
+        assert "was killed" in line
+    assert [record["step"] for record in records(folder)] == list(range(60))
+    assert read_run(folder)["resumed_at"] >= 2
     assert read_run(folder)["status"] == "finished"
+
+
+def kill(job, rank):
+    """Returns its process id."""
+    victim = ranks_of(job)[rank]
+    os.kill(victim, signal.SIGKILL)
+    return victim
 
 
 def test_a_loss_that_is_not_finite_stops_every_rank_at_the_same_step(tmp_path):
@@ -187,8 +192,7 @@ def test_a_loss_that_is_not_finite_stops_every_rank_at_the_same_step(tmp_path):
 @pytest.mark.parametrize(
     ("world", "options", "told"),
     [
-        (3, ("--towers", "2"), "--towers 2: 3 processes are not a multiple of it"),
-        (2, ("--towers", "2", "--devices", "cpu,cpu"), "--devices cpu,cpu: under torchrun"),
+        (2, ("--towers", "4"), "--towers 4: 2 processes are not a multiple of it"),
         (2, ("--towers", "2", "--resume", "nowhere"), "rank 0: nowhere: no such folder"),
     ],
 )
@@ -220,13 +224,11 @@ def test_the_doctor_tests_the_links_between_ranks():
     assert ended.out.count("Sound: all ") == 1
 
 
-def test_others_wait_for_what_the_first_measures_alone(tmp_path):
-    """Longer than a collective is waited for: 0.6 of the timeout."""
-    options = ("--towers", "2", "--steps", "2", "--no-profile", "--timeout", "10")
-    ended = run(2, tmp_path, *options, SLOW="8")
-    assert ended.code == 0, ended.err
-    names = [layout["layout"] for layout in read_compare(folder_of(tmp_path))["layouts"]]
-    assert names == ["towers", "whole", "replicas", "dense"]
+def test_others_wait_for_what_the_first_measures_alone(ran):
+    assert SLOW["seconds"] > 0.6 * SLOW["timeout"]
+    assert ran[0].code == 0
+    compared = {layout["layout"]: layout["ratio"]["n"] for layout in read_compare(ran[1])["layouts"]}
+    assert compared == dict.fromkeys(("towers", "whole", "replicas", "dense"), 5)
 
 
 def test_a_reader_that_leaves_ends_the_job_with_one_line(tmp_path):
@@ -236,20 +238,6 @@ def test_a_reader_that_leaves_ends_the_job_with_one_line(tmp_path):
     _, err = job.communicate(timeout=120)
     [line] = Ended(job.returncode, "", err).errors
     assert line == "rank 0: its output was closed"
-
-
-def test_weights_of_a_job_that_torchrun_restarts(tmp_path):
-    """They are where it began; it goes on from its checkpoint."""
-    table = small("fashion").adapted(1, 10)
-    save_file(splitnet.build(table, devices=["cpu"], seed=9).whole_state_dict(), tmp_path / "w.safetensors")
-    out = tmp_path / "runs"
-    options = ("--towers", "2", "--steps", "30", "--save-every", "1", "--no-profile", "--no-compare")
-    weights = ("--weights", tmp_path / "w.safetensors")
-    job = started(2, out, *options, *weights, torchrun_options=("--max-restarts", "1"))
-    os.kill(ranks_of(job)[0], signal.SIGKILL)
-    ended = end_of(job)
-    assert ended.code == 0, ended.err
-    assert len(losses(folder_of(out))) == 30
 
 
 def test_broken_images_are_those_of_one_process(tmp_path):
@@ -268,9 +256,7 @@ def test_broken_images_are_those_of_one_process(tmp_path):
     options += ("--epochs", "2", "--optimizer", "sgd", "--no-compare", "--no-profile", "--timeout", "30")
     ended = torchrun(3, SMALL_RUN, *options, "--out", tmp_path / "job")
     assert ended.code == 0, ended.err
-    single = alone(SMALL_RUN, *options, "--devices", "cpu", "--out", tmp_path / "one")
-    assert single.code == 0, single.err
-    job, one = folder_of(tmp_path / "job"), folder_of(tmp_path / "one")
+    job, one = folder_of(tmp_path / "job"), made(tmp_path / "one", *options, "--devices", "cpu")
     assert losses(job) == pytest.approx(losses(one), abs=1e-5)
     assert len(read_run(one)["skipped"]) == 6
     assert read_run(job)["skipped"] == read_run(one)["skipped"]

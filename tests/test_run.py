@@ -724,7 +724,7 @@ def process(*words, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", ["cpu", "fake:0"])
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.soak), "fake:0"])
 def test_ctrl_c_from_outside(tmp_path, device):
     started = process("--steps", "1000000", "--devices", device, "--out", str(tmp_path))
     try:
@@ -893,18 +893,17 @@ def test_the_allocator_is_told(go):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_trains_as_one_that_is_not(tmp_path):
-    """In processes of their own: torch.compile warns itself of what it does, which is an error here."""
-    found = {}
-    for how in ("--no-compare", "--compile"):
-        words = [*LENET, "--steps", "3", "--devices", "cpu", "--threads", "1", "--no-profile", how]
-        command = [sys.executable, "-m", "splitnet.run", *words, "--out", str(tmp_path / how)]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == 0, ended.stderr
-        assert "Warning" not in ended.stderr
-        [folder] = (tmp_path / how).iterdir()
-        found[how] = Ran(0, ended.stdout, ended.stderr, folder)
-    losses = [[record["loss"] for record in ran.records("step")] for ran in found.values()]
+def test_a_compiled_run_trains_as_one_that_is_not(go, tmp_path):
+    """In a process of its own: torch.compile warns itself of what it does, which is an error here."""
+    words = [*LENET, "--steps", "3", "--devices", "cpu", "--threads", "1", "--no-profile"]
+    plain = go(*words, "--no-compare")
+    out = tmp_path / "compiled"
+    command = [sys.executable, "-m", "splitnet.run", *words, "--compile", "--out", str(out)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert "Warning" not in ended.stderr
+    compiled = Ran(0, ended.stdout, ended.stderr, *out.iterdir())
+    losses = [[record["loss"] for record in ran.records("step")] for ran in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    [layout] = found["--compile"].json("compare")["layouts"]
+    [layout] = compiled.json("compare")["layouts"]
     assert max(sample["wall"] for sample in layout["samples"]) < 1  # compiling took its time in the warm-up

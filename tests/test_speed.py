@@ -13,12 +13,16 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from jobs import environment
+from layouts import small
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "experiments"))  # as for a script there
 
 import contenders  # noqa: E402
+import contest  # noqa: E402
 import growth  # noqa: E402
+import small_contenders  # noqa: E402
 import speed  # noqa: E402
 from contenders import CONTENDERS, Multiplication, Product, load_whole, plain_network, products  # noqa: E402
 from contest import Contest, DeadContenderError  # noqa: E402
@@ -130,6 +134,7 @@ def test_the_plain_network_is_the_same_function(name, towers):
         assert torch.linalg.norm(own.grad - plain.grad) <= 1e-5 * torch.linalg.norm(plain.grad)
 
 
+@pytest.mark.slow
 def test_tensors_at_the_peak_are_counted():
     """Weights, gradients and the optimizer's at least, and no more than a few images' activations over that."""
     settings = contenders.Settings(preset="fashion", batch_size=2, threads=1, optimizer="sgd")
@@ -226,15 +231,16 @@ def _alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @needs_proc
-def test_a_contender_that_dies_is_named_and_none_is_left():
-    with Contest(["plain", "ours"], contenders.Settings(**TINY)) as contest:
-        contest.prepare()
+def test_a_contender_that_dies_is_named_and_none_is_left(monkeypatch):
+    monkeypatch.setattr(contest, "command", small_contenders.command)
+    with Contest(["plain", "ours"], contenders.Settings(**TINY)) as both:
+        both.prepare()
         started = children()
         assert len(started) == 2
-        victim = contest.contestants[1]._processes[0]
+        victim = both.contestants[1]._processes[0]
         os.kill(victim.pid, signal.SIGKILL)
         with pytest.raises(DeadContenderError, match=r"contender ours ended \(signal 9\)"):
-            contest.run(3)
+            both.run(3)
     assert gone(started)
 
 
@@ -252,17 +258,22 @@ def test_one_that_cannot_be_built_says_why(monkeypatch, capsys):
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)]
+)  # SIGTERM, which nobody handles, ends it as SIGKILL does
 def test_whatever_ends_it_leaves_none_behind(number):
     words = "--preset fashion --only plain,ddp --threads 1 --batch-size 2 --rounds 1000000"
-    command = [sys.executable, "experiments/speed.py", *words.split()]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, small_contenders.__file__, *words.split()]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 60
         while len(started := children(process.pid)) < 3 and time.monotonic() < end:
             time.sleep(0.05)
         time.sleep(6)  # some are at work by then
         process.send_signal(number)
-        _, said = process.communicate(timeout=30)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert len(started) == 3
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert said == ""
@@ -272,17 +283,17 @@ def test_whatever_ends_it_leaves_none_behind(number):
 @pytest.mark.slow
 def test_figures_and_picture_are_written(tmp_path):
     files = tmp_path / "speed.json", tmp_path / "speed.svg"
-    words = "--preset fashion --batch-size 2 --rounds 2 --threads 1 --only ours,ours-whole,plain,products,ddp"
-    command = [sys.executable, "experiments/speed.py", *words.split(), "--json", files[0], "--picture", files[1]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    words = "--preset fashion --batch-size 2 --rounds 2 --threads 1 --only ours-whole,plain,products,ddp"
+    command = [sys.executable, small_contenders.__file__, *words.split(), "--json", files[0], "--picture", files[1]]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(files[0].read_text("utf-8"))
     assert {name: len(e["seconds"]) for name, e in found["contenders"].items()} == dict.fromkeys(
-        ["ours", "ours-whole", "plain", "products", "ddp"], 2
+        ["ours-whole", "plain", "products", "ddp"], 2
     )
     assert found["contenders"]["plain"]["allocator"] == "as installed"
-    weights = 4 * preset("fashion", 2).parameters
-    for name in ("ours", "ours-whole", "plain"):
+    weights = 4 * small("fashion", 2).parameters
+    for name in ("ours-whole", "plain"):
         assert found["contenders"][name]["resident"] > 4 * weights  # Adam: weights, gradients and two moments
         assert found["contenders"][name]["tensors"] > 4 * weights
     assert re.search(r"product share: .* \d\.\d{3} \[.*\] \(at least 0\.80", done.stdout)

@@ -53,12 +53,9 @@ def seen(view, batch, seed=0, epoch=0, batch_size=128, size=SIZE, dtype=torch.fl
 
 def each(drawn, count):
     """(top, left, mirrored) of each image."""
-    found = [None] * count
-    for crop in drawn.crops:
-        for place in range(*crop.images.indices(count)):
-            assert found[place] is None
-            found[place] = (crop.top, crop.left, crop.mirrored)
-    assert None not in found
+    found = [(crop.top, crop.left, crop.mirrored) for crop in drawn.crops for _ in range(crop.count)]
+    assert len(found) == count
+    assert all(crop.count > 0 for crop in drawn.crops)
     return found
 
 
@@ -76,8 +73,7 @@ def test_a_crop_minus_the_mean_with_noise_by_hand():
     [placed] = view.at(lambda x: [x], 7).means
     # margin 1, so that the centre begins at 0: a crop from (1, 1) still loses the mean image's own first pixel
     plain, mirrored = (
-        view.pixels(images, 7, torch.float32, Drawn((Crop(slice(0, 1), 1, 1, flip),)), placed)[0]
-        for flip in (False, True)
+        view.pixels(images, 7, torch.float32, Drawn((Crop(1, 1, 1, flip),)), placed)[0] for flip in (False, True)
     )
     assert plain[0, 0, 0] == 11 - 2
     assert plain[0, 0, 1] == 12 - 1
@@ -86,11 +82,11 @@ def test_a_crop_minus_the_mean_with_noise_by_hand():
     assert mirrored[0, 0, 6] == 11 - 1
     assert mirrored[1, 6, 0] == 177 - 1
     shifts = torch.tensor([[11.0, -22.0, 3.0]])
-    noisy = view.pixels(images, 7, torch.float32, Drawn((Crop(slice(0, 1), 1, 1),), shifts, 1.1), placed, shifts)[0]
+    noisy = view.pixels(images, 7, torch.float32, Drawn((Crop(1, 1, 1),), shifts, 1.1), placed, shifts)[0]
     assert noisy[0, 0, 0].item() == pytest.approx((11 - 2 + 11) / 1.1)
     assert noisy[1, 0, 1].item() == pytest.approx((112 - 1 - 22) / 1.1)
     assert noisy[2, 3, 3].item() == pytest.approx((0 - 1 + 3) / 1.1)
-    whole = view.pixels(images, 7, torch.float32, Drawn((Crop(slice(0, 1), 1, 1),), shifts), placed, shifts)[0]
+    whole = view.pixels(images, 7, torch.float32, Drawn((Crop(1, 1, 1),), shifts), placed, shifts)[0]
     assert whole[0, 0, 0] == 11 - 2 + 11  # the paper divides by nothing
 
 
@@ -125,7 +121,7 @@ def test_pixels_are_those_of_a_loop(crops, flips, noise, subtracts):
     drawn = view.draw(batch, SIZE, 3, 2, 6)
     if (crops, flips, noise) == ("none", False, None):
         assert drawn is None
-        drawn = Drawn((Crop(slice(None), 4, 4),))
+        drawn = Drawn((Crop(6, 4, 4),))
     assert drawn.divisor == (1.3 if noise is not None and noise.shrinks else 1)
     expected = loop_in_numpy(images, mean, drawn, SIZE)
     found = seen(view, batch, 3, 2, 6)

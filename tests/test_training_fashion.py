@@ -163,6 +163,7 @@ def test_the_embedded_files_are_small_and_licensed() -> None:
 
 
 @full_set
+@pytest.mark.slow
 def test_the_embedded_files_are_made_again_to_the_byte(tmp_path: Path) -> None:
     tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "embed_fashion_mnist.py"))
     tool["embed"](fashion.DEBIAN, tmp_path)

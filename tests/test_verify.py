@@ -3,11 +3,13 @@
 import math
 import re
 from dataclasses import replace
+from itertools import product
 from typing import ClassVar
 
 import pytest
 import torch
 from layouts import SPLIT, small
+from quick import quick
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitnet import verify
@@ -22,6 +24,10 @@ from splitnet.parallel.placement import build
 from splitnet.verify import main
 
 F64 = TOLERANCES["float64"]
+
+
+SIZE = 72
+"""Side of the images of whole proofs: the smallest, by eights, that every preset takes."""
 
 HAVE_PLACE = [
     ("alexnet", "reduce-scatter"),
@@ -61,8 +67,12 @@ def settings():
 
 @pytest.fixture
 def prove(monkeypatch, capsys):
-    """Runs the command on an eighth of a preset: exit status, stdout, stderr."""
-    monkeypatch.setattr(verify, "preset", lambda name, towers, crosses: small(name, towers, crosses))
+    """Runs the command on a sixteenth of a preset: exit status, stdout, stderr."""
+
+    def tiny(name, towers, crosses):
+        return small(name, towers, crosses).scaled(1 / 2, size=SIZE)
+
+    monkeypatch.setattr(verify, "preset", tiny)
 
     def run(*words):
         code = main(list(words))
@@ -74,7 +84,7 @@ def prove(monkeypatch, capsys):
 # The command
 
 
-@pytest.mark.parametrize("name", SPLIT)
+@pytest.mark.parametrize("name", quick(SPLIT, "alexnet", "fashion"))
 def test_each_preset_is_proven_on_fake_devices(prove, name):
     code, out, err = prove("--preset", name)
     assert (code, err) == (0, "")
@@ -90,12 +100,14 @@ def test_other_crossings_are_proven(prove, crosses):
     assert "Towers on cpu, cpu and all on cpu: equal bit for bit." in out
 
 
+@pytest.mark.slow
 def test_four_towers_are_proven(prove):
     code, out, _ = prove("--preset", "alexnet", "--towers", "4", "--devices", "fake:0,fake:1,fake:0,fake:1")
     assert code == 0
     assert out.count("bit for bit") == 2
 
 
+@pytest.mark.slow
 def test_float32_is_proven_at_its_own_tolerances(prove):
     code, out, _ = prove("--preset", "alexnet", "--precision", "float32")
     assert code == 0
@@ -103,17 +115,21 @@ def test_float32_is_proven_at_its_own_tolerances(prove):
     assert "up to 0.01" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("devices", ["fake:0,fake:1", "cpu,cpu"])
-@pytest.mark.parametrize("name", ["alexnet", "fashion"])
+EXECUTIONS = [
+    "--overlap",
+    "--precision bf16",
+    "--precision float32 --wire float16",
+    "--wire bf16",
+    "--precision bf16 --wire bf16 --overlap",
+]
+
+
 @pytest.mark.parametrize(
-    "how",
-    [
-        "--overlap",
-        "--precision bf16",
-        "--precision float32 --wire float16",
-        "--wire bf16",
-        "--precision bf16 --wire bf16 --overlap",
-    ],
+    ("how", "name", "devices"),
+    quick(
+        product(EXECUTIONS, ["alexnet", "fashion"], ["fake:0,fake:1", "cpu,cpu"]),
+        *((how, "fashion", "cpu,cpu") for how in EXECUTIONS),
+    ),
 )
 def test_every_execution_is_proven_alone_and_together(prove, name, devices, how):
     code, out, err = prove("--preset", name, "--devices", devices, *how.split())
@@ -154,13 +170,14 @@ def test_every_row_is_printed_the_worst_first(prove):
     assert f"Differences over {STEPS} steps" in out
 
 
+@pytest.mark.slow
 def test_output_fits_80_columns_and_is_plain(prove):
     _, out, _ = prove("--preset", "alexnet", "--break", "swap-halves")
     assert max(map(len, out.splitlines()[1:])) <= 80  # the first says which devices, and is not broken
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize(("name", "fault"), HAVE_PLACE)
+@pytest.mark.parametrize(("name", "fault"), quick(HAVE_PLACE, ("alexnet", "lrn-across"), *HAVE_PLACE[-3:]))
 def test_a_deliberate_fault_is_found_a_thousandfold(prove, name, fault):
     code, out, _ = prove("--preset", name, "--break", fault)
     assert code == 1
@@ -281,8 +298,10 @@ def test_sound_towers_pass():
     assert worst(*trials()) <= 1
 
 
-@pytest.mark.parametrize("tower", [0, 1])
-@pytest.mark.parametrize("row", ["conv1", "conv4", "fc6", "fc7"])
+@pytest.mark.parametrize(
+    ("row", "tower"),
+    quick(product(["conv1", "conv4", "fc6", "fc7"], [0, 1]), ("conv1", 0), ("conv4", 1), ("fc7", 1)),
+)
 def test_one_weight_that_is_a_billionth_off_is_noticed(row, tower):
     def meddle(net):
         weight = net.hosted[tower][row].weight

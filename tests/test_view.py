@@ -330,6 +330,7 @@ def test_tensorboard_draws_every_view_without_a_network(run, tmp_path):
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_a_run_without_a_trace_has_its_scalars_still(run, tmp_path):
     """As of --no-profile: what TensorBoard has is shown, and Perfetto has nothing to."""
     (run / "trace.json.gz").unlink()

@@ -22,7 +22,7 @@ from splitnet.measure.records import read_run, read_steps
 from splitnet.parallel import fake
 from splitnet.training.checkpoint import Checkpoints
 
-QUIET = ("--no-compare", "--no-profile")
+QUIET = ("--no-compare", "--no-profile", "--no-look")
 LENET = ("--preset", "lenet", "--towers", "1", "--data", "synthetic", "--batch-size", "200")
 """Batches of 200, 200, 112 images: three steps an epoch."""
 
