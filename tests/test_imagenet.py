@@ -42,7 +42,7 @@ def test_a_thousand_classes_are_prepared_trained_and_tested_with_ten_views(image
     assert mean.shape == (3, 110, 110)
     assert 120 < mean.mean() < 135
 
-    said = command(*words, "--steps", "2", "--batch-size", "4", "--no-look")
+    said = command(*words, "--steps", "2", "--batch-size", "100", "--no-look")
     assert (said.code, said.err) == (0, "")
     folder = folder_of(tmp_path)
     [test] = records(folder, "test")

@@ -121,6 +121,7 @@ def test_it_ends_well_and_names_its_folder(whole):
     assert re.fullmatch(r"\d{8}-\d{6}-fashion-2x2", whole.folder.name)
     assert whole.out.splitlines()[-1] == f"Run folder: {whole.folder}"
     files = {
+        "learned.json",
         "compare.json",
         "run.json",
         "steps.jsonl",

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid
 
 from splitnet.measure import learned_pictures
 from splitnet.measure.learned_text import Learned, end, groups
@@ -31,6 +29,8 @@ def write(
     `records` are those of steps.jsonl; `filters` are weights (F, C, k, k) by name, all drawn to one scale; `texts`
     are Markdown by name; `learned` is what `read_learned` returns.
     """
+    from torch.utils.tensorboard import SummaryWriter  # half a second to import, for the end of a run
+
     step = 0
     with SummaryWriter(str(folder)) as writer:
         for record in records:
@@ -61,6 +61,8 @@ def pictures(filters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if not filters:
         return {}
+    from torchvision.utils import make_grid  # two seconds
+
     low, high = min(float(w.min()) for w in filters.values()), max(float(w.max()) for w in filters.values())
     found = {}
     for name, weight in filters.items():
