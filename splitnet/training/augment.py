@@ -8,7 +8,7 @@ Krizhevsky, Sutskever and Hinton, NIPS 2012. Shapes: images are uint8 (B, C, H, 
 else is said.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import log, pi
@@ -136,7 +136,7 @@ class View:
             return (None,)
         below, right = self._margins(images, size)
         corners = [(0, 0), (0, right), (below, 0), (below, right), (below // 2, right // 2)]
-        return tuple(Drawn((Crop(slice(None), *at, mirrored),)) for mirrored in (False, True) for at in corners)
+        return tuple(Drawn((Crop(len(images), *at, mirrored),)) for mirrored in (False, True) for at in corners)
 
     def centre(self, images: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """The one view of a test, (B, C, size, size), on the device of the images."""
@@ -165,19 +165,20 @@ class View:
             shapes = ["×".join(map(str, shape)) for shape in (self.mean.shape, images.shape[1:])]
             raise UsageError(f"--pixels minus-mean: the mean image is {shapes[0]}, images are {shapes[1]}")
         exact = torch.promote_types(dtype, torch.float32)  # half precision is rounded to once, at the end
-        divisor = 1.0 if drawn is None else drawn.divisor
-
-        def finish(cut: Tensor, which: slice) -> None:
+        drawn = drawn or self._centre(images, size)
+        whole = images.new_empty((*images.shape[:2], size, size), dtype=exact)
+        none: list[Tensor | None] = [None] * len(drawn.crops)
+        moved = none if shifts is None else shifts[:, :, None, None].split(_counts(drawn))
+        for cut, shift in zip(self._cut(images, whole, drawn), moved, strict=True):
             if mean is None:
                 cut.div_(255)
             else:
                 cut.sub_(mean)
-            if shifts is not None:
-                cut.add_(shifts[which, :, None, None])
-            if divisor != 1:
-                cut.div_(divisor)
-
-        return self._cut(images, size, exact, drawn, finish).to(dtype)
+            if shift is not None:
+                cut.add_(shift)
+            if drawn.divisor != 1:
+                cut.div_(drawn.divisor)
+        return whole.to(dtype)
 
     @property
     def _cuts(self) -> bool:
@@ -195,33 +196,27 @@ class View:
         height, width = images.shape[-2:] if side is None else (side, side)
         return height - size, width - size
 
-    def _cut(
-        self,
-        images: Tensor,
-        size: int,
-        dtype: torch.dtype,
-        drawn: Drawn | None = None,
-        finish: Callable[[Tensor, slice], None] = lambda cut, which: None,
-    ) -> Tensor:
-        """A new (B, C, size, size): each image's crop, by itself the centre.
-
-        `finish` changes crops in place as soon as they are cut, while a CPU has them in its cache; it is told which.
-        """
+    def _centre(self, images: Tensor, size: int) -> Drawn:
         below, right = self._margins(images, size)
-        crops = (Crop(slice(None), below // 2, right // 2),) if drawn is None else drawn.crops
+        return Drawn((Crop(len(images), below // 2, right // 2),))
+
+    def _cut(self, images: Tensor, whole: Tensor, drawn: Drawn) -> Iterator[Tensor]:
+        """Each crop once it is in its place in `whole`, (B, C, size, size): to be worked on while a cache has it."""
+        size, counts = whole.shape[-1], _counts(drawn)
         side = self._side(images, size)
         if side is not None:
-            images = F.interpolate(images.to(dtype), (side, side), mode="bilinear", align_corners=False)
-        whole = images.new_empty((*images.shape[:2], size, size), dtype=dtype)
-        for crop in crops:
-            part = images[crop.images, :, crop.top : crop.top + size, crop.left : crop.left + size]
-            cut = whole[crop.images].copy_(part.flip(-1) if crop.mirrored else part)
-            finish(cut, crop.images)
-        return whole
+            images = F.interpolate(images.to(whole.dtype), (side, side), mode="bilinear", align_corners=False)
+        for crop, part, cut in zip(drawn.crops, images.split(counts), whole.split(counts), strict=True):
+            part = part.narrow(2, crop.top, size).narrow(3, crop.left, size)
+            yield cut.copy_(part.flip(-1) if crop.mirrored else part)
 
     def _mean(self, size: int) -> Tensor | None:
         """What is subtracted: of the mean image, what a test sees of an image. (C, size, size)."""
-        return None if self.mean is None else self._cut(self.mean[None], size, torch.float32)[0]
+        if self.mean is None:
+            return None
+        mean = self.mean[None]
+        [cut] = self._cut(mean, mean.new_empty(1, len(self.mean), size, size), self._centre(mean, size))
+        return cut[0]
 
 
 PLAIN = View()
@@ -251,15 +246,15 @@ def _over(noise: Noise, epoch: int) -> bool:
 
 def _runs(cuts: Sequence[tuple[int, int, int]]) -> tuple[Crop, ...]:
     """(top, left, mirrored) of each image, taken together where neighbours have the same, but AT_ONCE at most."""
-    crops, first = list[Crop](), 0
+    crops = list[Crop]()
     for (top, left, mirrored), run in groupby(cuts):
-        behind = first + len(list(run))
-        crops += [
-            Crop(slice(at, min(at + AT_ONCE, behind)), top, left, bool(mirrored))
-            for at in range(first, behind, AT_ONCE)
-        ]
-        first = behind
+        whole, rest = divmod(len(list(run)), AT_ONCE)
+        crops += [Crop(count, top, left, bool(mirrored)) for count in [AT_ONCE] * whole + [rest] * (rest > 0)]
     return tuple(crops)
+
+
+def _counts(drawn: Drawn) -> list[int]:
+    return [crop.count for crop in drawn.crops]
 
 
 def _hashes(places: Tensor, *key: int) -> Tensor:

@@ -22,7 +22,8 @@ from splitnet.errors import UsageError
 class Crop:
     """Where images that follow each other in a batch are cut: pixels above it and left of it; and if it is mirrored."""
 
-    images: slice
+    count: int
+    """Of the images."""
     top: int
     left: int
     mirrored: bool = False
@@ -33,7 +34,7 @@ class Drawn:
     """What chance, or a test, says of a batch."""
 
     crops: tuple[Crop, ...]
-    """They cover the batch."""
+    """In the order of the batch, all of which they cover."""
     shifts: Tensor | None = None
     """What is added to the colours of each image, float32 (B, 3) on the CPU, in the scale of the pixels."""
     divisor: float = 1.0
