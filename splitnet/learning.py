@@ -78,6 +78,7 @@ class Learner:
         if checkpoint is not None:
             self._resume(checkpoint)
         self.errors = self.party.from_first(self._errors(), "test errors")
+        self.tested = self.party.from_first(self.tested, "the last test")
         self._set_rates()
         size = self.job.architecture.size
         pixels = partial(self.job.view.centre, size=size)

@@ -49,11 +49,13 @@ def parse(
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
 
-def given(options: type[T], argv: Sequence[str] | None = None) -> set[str]:
-    """Names of the fields that a command line says something of."""
+def given(
+    options: type[T], argv: Sequence[str] | None = None, command: str = "", description: str = ""
+) -> dict[str, Any]:
+    """The fields that a command line says something of, by name, unchecked but for their types."""
     unsaid = dict.fromkeys(entry.name for entry in fields(options))  # type: ignore[arg-type]
-    found = vars(_parser(options, "", "", unsaid).parse_intermixed_args(argv))
-    return {name for name, value in found.items() if value is not None}
+    found = vars(_parser(options, command, description, unsaid).parse_intermixed_args(argv))
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _parser(options: type, command: str, description: str, defaults: Mapping[str, Any]) -> "Parser":

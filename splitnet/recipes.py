@@ -44,8 +44,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 textbook: github.com/ShusenTang/Dive-into-DL-PyTorch, 5.6. 2012: layers-145.cfg and layer-params-145.cfg of
 github.com/computerhistory/AlexNet-Source-Code (2f8b81f) with the changes that its comments note; its crops are shared
-by 32 images. paper: Krizhevsky, Sutskever and Hinton, NIPS 2012, 4.1 and 5; its "eigenvalues" of colours are taken for
-standard deviations, as the code has them.
+by 32 images. The biases' one drop is inferred from its 2010 sibling's last rates; images are shuffled in each epoch,
+where 2012 read one fixed order again and again. paper: Krizhevsky, Sutskever and Hinton, NIPS 2012, 4.1 and 5; its
+"eigenvalues" of colours are taken for standard deviations, as the code has them.
 """
 
 
@@ -100,6 +101,8 @@ class RecipeOptions:
         _ = self.schedule
         if self.views not in (1, 10):
             raise UsageError(f"--views {self.views}: 1 (the centre) or 10 (corners, centre, and all mirrored)")
+        if getattr(self, "resume", None) is not None:
+            return  # what belongs together is the run's, with which this is merged
         sgd = {"momentum": self.momentum != MOMENTUM, "weight_decay": self.weight_decay > 0}
         for name, told in sgd.items():
             if told and self.optimizer != "sgd":
@@ -130,7 +133,7 @@ class RecipeOptions:
 
 
 LASTING = (
-    *("momentum", "weight_decay", "decay_biases", "dropout_scales", "pixels", "crops", "flips"),
+    *("recipe", "momentum", "weight_decay", "decay_biases", "dropout_scales", "pixels", "crops", "flips"),
     *("color_noise", "noise_shrinks"),
 )
 """Fields that a run which goes on must have as it began. Rates, and when they change, may be said anew, as in 2012."""

@@ -31,9 +31,9 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
 
     After torchrun has restarted a job, it goes on in the folder of its last attempt without being told.
     """
-    options = parse(RunOptions, "run", description, argv)
-    said = given(RunOptions, argv)
-    of_recipe = recipes.defaults(options.recipe, said)
+    found = given(RunOptions, argv, "run", description)
+    said = set(found)
+    options = parse(RunOptions, "run", description, argv, recipes.defaults(found.get("recipe"), said))
     if options.resume is not None and options.weights is not None:  # a restarted job may have both
         raise UsageError(f"--weights {options.weights}: --resume {options.resume} has its own; give one of them")
     party.watch(options.timeout)
@@ -45,7 +45,7 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
             defaults = {"resume": str(resumed)} | _defaults(resumed, said)
     [defaults, *_] = party.agree(facts(options, OWN), defaults)
     if not defaults:
-        return (parse(RunOptions, "run", description, argv, of_recipe) if of_recipe else options), checkpoint
+        return options, checkpoint
     try:
         return parse(RunOptions, "run", description, argv, defaults), checkpoint
     except UsageError as error:  # what was said has been read before, so it is of the run's own

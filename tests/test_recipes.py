@@ -58,6 +58,11 @@ def test_what_belongs_to_a_value_that_is_overridden_is_no_mistake():
     assert options("--recipe", "paper", "--weight-decay", "0").update.weight_decay == 0
 
 
+def test_values_that_need_sgd_override_a_recipe_that_has_it():
+    found = options("--recipe", "2012", "--momentum", "0.8", "--weight-decay", "0.001")
+    assert (found.update.momentum, found.update.weight_decay, found.optimizer) == (0.8, 0.001, "sgd")
+
+
 def test_steps_take_the_place_of_a_recipes_epochs():
     found = options("--recipe", "2012", "--steps", "7")
     assert (found.steps, found.epochs) == (7, None)
