@@ -1,7 +1,8 @@
 """The same training steps in several layouts, side by side: what a run measures when it is over."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -83,6 +84,8 @@ class Contender:
         self.view = self.training.view
         if isinstance(self.net, SplitNet):
             self.view = self.view.at(self.net.exchange.replicate, self.architecture.size)
+        else:
+            self.views = [self.view.at(net.exchange.replicate, self.architecture.size) for net in self.net.nets]
         if self.training.state is not None and fits(self.architecture, self.training.state):
             self.net.load_whole_state_dict(self.training.state)
         elif self.training.init != "pytorch":
@@ -109,7 +112,7 @@ class Contender:
     def step(self, number: int) -> None:
         batch, self.net.moment = self.training.batches[number], replace(self.net.moment, step=number)
         if isinstance(self.net, Replicas):
-            self.outcome = replicated_step(self.net, self.optimizer, batch, self.view, self.drawn)
+            self.outcome = replicated_step(self.net, self.optimizer, batch, self.views, self.drawn)
         else:
             self.outcome = [training_step(self.net, self.optimizer, self.drawn(batch), view=self.view)[0]]
 
@@ -195,13 +198,16 @@ def replicated_step(
     replicas: Replicas,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    view: View = PLAIN,
+    views: Iterable[View] = repeat(PLAIN),
     draw: Callable[[Batch], Batch] = lambda part: part,
 ) -> list[Tensor]:
-    """One update of all replicas on a global batch. Returns the parts of its mean loss; nothing waits."""
+    """One update of all replicas on a global batch. Returns the parts of its mean loss; nothing waits.
+
+    `views`: each replica's, with the mean image on its device.
+    """
     optimizer.zero_grad(set_to_none=True)
     count, losses = len(batch.labels), []
-    for net, share in replicas.divide(count):
+    for (net, share), view in zip(replicas.divide(count), views, strict=False):
         with record_function(spans.DATA):
             part = replace(batch, images=batch.images[share], labels=batch.labels[share], indices=batch.indices[share])
             drawn = draw(replace(part, first=share.start, total=count)).drawn

@@ -24,7 +24,7 @@ from splitnet.network import weights
 from splitnet.network.architecture import Architecture
 from splitnet.network.foreign import LAYOUTS, Source, from_splitnet
 from splitnet.network.presets import preset, presets
-from splitnet.network.weights import State
+from splitnet.network.weights import METADATA, State
 from splitnet.onnx_graph import OPSET, OPSETS
 from splitnet.options import check_bounds, fail, guarded, option, parse, positional, refuse
 from splitnet.parallel.placement import build
@@ -92,7 +92,7 @@ class Conversion:
         said = {"preset": table.name, "towers": table.towers, "crosses": crosses or "none"}
         pixels = f"{table.channels}x{table.size}x{table.size}, {'RGB ' * (table.channels == 3)}{table.pixels}"
         said |= {"dropout_scales": table.dropout_scales, "images": pixels}
-        return {weight_files.METADATA: json.dumps(said | ({"classes": self.classes} if self.classes else {}))}
+        return {METADATA: json.dumps(said | ({"classes": self.classes} if self.classes else {}))}
 
     def encoded(self) -> bytes:
         """All of the file."""

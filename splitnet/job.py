@@ -28,7 +28,7 @@ from splitnet.party import Party
 from splitnet.pixels import FILE, measure, read_pixels
 from splitnet.recipes import RecipeOptions
 from splitnet.training import class_names
-from splitnet.training.augment import CUDA_CONVNET2, PLAIN, Noise, View
+from splitnet.training.augment import PLAIN, Noise, View
 from splitnet.training.checkpoint import Checkpoint
 from splitnet.training.data import NAMES, Dataset, batches, load
 from splitnet.training.folder import read_side
@@ -150,7 +150,8 @@ class Job:
         settings = {name: getattr(self.options, name) for name in same} | {"data": data}
         plain = RunOptions()  # what is as it was before there were such options is left out
         changed = {name: getattr(self.options, name) for name in ("precision", "wire", *recipes.LASTING)}
-        return settings | {name: value for name, value in changed.items() if value != getattr(plain, name)}
+        settings |= {name: value for name, value in changed.items() if value != getattr(plain, name)}
+        return settings | ({"mean_image": self.view.digest} if self.view.digest else {})
 
     def network(self) -> SplitNet:
         net = host(self.architecture, self.placement, self.options.seed, self.link, self.execution)
@@ -184,12 +185,14 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
         state = None if options.weights is None else weights.read(options.weights, architecture)
         view = _view(options, dataset, architecture)
         if options.class_names is not None:
+            if dataset.name != "imagefolder":
+                raise UsageError(f"--class-names {options.class_names}: is for an imagefolder, not {dataset.name}")
             dataset = replace(dataset, classes=class_names.read(options.class_names, dataset.classes))
     except OSError as error:  # a path that cannot even be looked at
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     for split in (dataset.train, dataset.test):
         next(batches(split, 1), None)  # fails here, not under way, if not one of its images can be read
-    facts = {"data": _told(dataset), "--weights": state and _hash(state)}
+    facts = {"data": _told(dataset), "--weights": state and _hash(state), "mean image or colours": view.digest}
     gpus = party.agree(facts, party.several and processes.own_gpu())
     if placement is None:
         party.join(options.towers, gpus)
@@ -205,6 +208,9 @@ def _view(options: RunOptions, dataset: Dataset, architecture: Architecture) -> 
     """UsageError if the mean image or the colours' components are not there, or are others'."""
     wanted: Any = options
     noisy = has_noise(options, dataset)
+    if noisy and dataset.channels != 3:
+        channels = f"{dataset.channels} channel{'s' * (dataset.channels != 1)}"
+        raise UsageError(f"--color-noise {options.color_noise:g}: images of {channels} have no colours")
     pixels = None
     if noisy or options.pixels == "minus-mean":
         if dataset.name == "imagefolder":
@@ -215,9 +221,8 @@ def _view(options: RunOptions, dataset: Dataset, architecture: Architecture) -> 
             pixels = measure(dataset.train)
     mean = pixels.mean if pixels is not None and options.pixels == "minus-mean" else None
     noise = None
-    if noisy:
-        components = (pixels and pixels.components) or CUDA_CONVNET2
-        noise = Noise(components, options.color_noise, options.noise_shrinks, options.noise_until)
+    if pixels is not None and pixels.components is not None and noisy:
+        noise = Noise(pixels.components, options.color_noise, options.noise_shrinks, options.noise_until)
     view = View(mean, wanted.crops, options.flips, noise, options.views)
     view.check(dataset.channels)
     return view

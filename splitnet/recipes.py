@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from splitnet.errors import UsageError
 from splitnet.network.weights import Initial
@@ -63,7 +63,7 @@ class RecipeOptions:
     momentum: float = option(MOMENTUM, "of SGD")
     weight_decay: float = option(0.0, "pull of weights towards 0, as a share of the rate")
     decay_biases: bool = option(False, "of biases as well")
-    drops: str | None = option(None, "epochs after which the rate is divided by 10, joined by commas, or plateau")
+    drops: str | None = option(None, "epochs after which the rate is divided by 10, joined by commas, plateau, or none")
     bias_drops: str | None = option(None, "of biases, where they are others")
     conv1_drop: int | None = option(None, "epoch after which the rate of the first weights is divided once more")
     conv1_freeze: int | None = option(None, "epoch after which the first weights stay as they are")
@@ -113,11 +113,17 @@ class RecipeOptions:
             raise UsageError("--decay-biases: there is no --weight-decay")
         if self.noise_until is not None and not self.color_noise:
             raise UsageError(f"--noise-until {self.noise_until}: there is no --color-noise")
+        if self.noise_shrinks and not self.color_noise:
+            raise UsageError("--noise-shrinks: there is no --color-noise")
 
     @property
     def schedule(self) -> Schedule:
-        drops = "plateau" if self.drops == "plateau" else _epochs(self.drops, "--drops") or ()
-        return Schedule(drops, _epochs(self.bias_drops, "--bias-drops"), self.conv1_drop, self.conv1_freeze)  # type: ignore[arg-type]
+        drops: tuple[int, ...] | Literal["plateau"] = ()
+        if self.drops == "plateau":
+            drops = "plateau"
+        elif self.drops != "none":
+            drops = _epochs(self.drops, "--drops") or ()
+        return Schedule(drops, _epochs(self.bias_drops, "--bias-drops"), self.conv1_drop, self.conv1_freeze)
 
     @property
     def update(self) -> Update:

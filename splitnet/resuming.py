@@ -22,6 +22,9 @@ TAKEN = (
 """Options of the run that hold where the command line says nothing; and where training ends. What devices must have
 (compile, machine, link, memory_limit) is said anew, as devices are."""
 
+NAMED = {"mean_image": "a mean image and colours of hash"}
+"""Settings that are no options."""
+
 OWN = {"out", "data_dir", "class_names", "threads", "resume", "weights"}
 """Options that processes of one job may differ in: paths on their hosts, cores."""
 
@@ -83,6 +86,10 @@ def check_resumes(job: Job) -> None:
         default = getattr(plain, name, None)
         value, theirs = job.settings.get(name, default), checkpoint.settings.get(name, default)
         if theirs != value:
-            option = f"--{name.replace('_', '-')}"
+            option = NAMED.get(name, f"--{name.replace('_', '-')}")
             was = f"without {option}" if theirs is None else f"with {option} {theirs}"
             raise UsageError(f"--resume {run}: it was trained {was}, not {'without' if value is None else value}")
+    if len(checkpoint.schedule) != job.options.update.groups:
+        one, other = ("one rate for all weights", "rates or decay by kind (--bias-lr, --conv1-freeze and the like)")
+        was, now = (one, other) if len(checkpoint.schedule) == 1 else (other, one)
+        raise UsageError(f"--resume {run}: it was trained with {was}, not with {now}")

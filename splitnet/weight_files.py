@@ -26,15 +26,13 @@ from torch import Tensor
 from splitnet import pickled_arrays
 from splitnet.errors import UsageError
 from splitnet.network.foreign import LAYOUTS, Source, layout_of
+from splitnet.network.weights import METADATA
 from splitnet.pickled_arrays import Array
 from splitnet.training import checkpoint_files
 from splitnet.training.checkpoint import Checkpoints
 
 KINDS = (*LAYOUTS, "splitnet")
 """What a file may be said to be."""
-
-METADATA = "splitnet"
-"""The entry in the metadata of a safetensors file or an ONNX graph that says what the weights are of, as JSON."""
 
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 """Archives of PyTorch 1.6 and later, and files of before."""

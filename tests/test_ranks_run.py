@@ -115,6 +115,16 @@ def test_a_run_goes_on_in_any_other_layout(saved, tmp_path):
     assert losses(folder) == pytest.approx(losses(straight), abs=1e-4)
 
 
+def test_ranks_agree_that_a_finished_run_was_tested(saved, tmp_path):
+    """Rank 0 alone has the records: if the others tested again, they would wait for it."""
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    tests = len(records(folder, "test"))
+    ended = torchrun(2, SMALL_RUN, "--resume", folder, "--steps", "10", "--timeout", "20", *QUIET)
+    assert ended.code == 0, ended.err
+    assert len(records(folder, "test")) == tests
+
+
 def started(world, out, *options, torchrun_options=()):
     """A job under way, in which at least two steps are recorded."""
     command = words(world, SMALL_RUN, *SMALL, "--out", out, *options, options=torchrun_options)

@@ -1,16 +1,24 @@
 """Recipes: what their options come to, and that single ones override."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from layouts import small
+from safetensors.torch import save_file
+from whole_runs import command, goes_on, made, records, unchanged
 
+from splitnet import job
 from splitnet.errors import UsageError
 from splitnet.job import RunOptions
 from splitnet.network.layers import Block, Moment
 from splitnet.network.presets import preset
 from splitnet.network.weights import draw
 from splitnet.party import Party
+from splitnet.pixels import measure
 from splitnet.resuming import read_options
+from splitnet.training.checkpoint import Checkpoints
 from splitnet.training.optimizer import Update
 from splitnet.training.schedule import Schedule
 
@@ -50,7 +58,8 @@ def test_single_options_override_a_recipe_in_any_order():
         found = options(*words, "--drops", "3,6", "--no-flips", "--batch-size", "64")
         assert found.update == Update("sgd", 0.5, 0.02, 0.9, 0.0005, decay_biases=False, by_kind=True)
         assert found.schedule.drops == (3, 6)
-        assert (found.flips, found.batch_size, found.epochs) == (False, 64, 91)
+        assert options("--recipe", "2012", "--drops", "none").schedule.drops == ()
+    assert (found.flips, found.batch_size, found.epochs) == (False, 64, 91)
 
 
 def test_what_belongs_to_a_value_that_is_overridden_is_no_mistake():
@@ -80,6 +89,7 @@ def test_steps_take_the_place_of_a_recipes_epochs():
         ("--weight-decay 0.1", "--weight-decay: is SGD's (--optimizer sgd), not adam's"),
         ("--decay-biases", "--decay-biases: there is no --weight-decay"),
         ("--noise-until 3", "--noise-until 3: there is no --color-noise"),
+        ("--noise-shrinks", "--noise-shrinks: there is no --color-noise"),
         ("--drops 3,two", "--drops 3,two: epochs joined by commas, such as 25,51,79, or plateau"),
         ("--drops 0", "--drops 0: epochs joined by commas"),
         ("--bias-drops plateau", "--bias-drops plateau: epochs joined by commas, such as 25,51,79"),
@@ -93,6 +103,56 @@ def test_a_wrong_value_is_one_line(words, line):
         options(*words.split())
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+SMALL = ("--data", "synthetic", "--batch-size", "8", "--devices", "cpu", "--preset", "alexnet")
+
+
+def test_weights_that_say_how_their_dropout_scales_are_not_taken_for_others(tmp_path):
+    state = draw(small("alexnet", 2).adapted(3, 10), 0)
+    path = tmp_path / "w.safetensors"
+    save_file(state, path, {"splitnet": json.dumps({"dropout_scales": "testing"})})
+    words = (*SMALL, "--steps", "0", "--weights", path, "--no-look", "--no-compare")
+    said = command(*words, "--out", tmp_path / "refused")
+    assert (said.code, said.line) == (2, f"--weights {path}: were made for --dropout-scales testing; say it")
+    assert not (tmp_path / "refused").exists()
+    made(tmp_path / "out", *words, "--dropout-scales", "testing")
+
+
+def test_sgd_without_momentum_goes_on(tmp_path):
+    words = (*SMALL, "--optimizer", "sgd", "--momentum", "0", "--save-every", "9")
+    folder = made(tmp_path, *words, "--steps", "2")
+    goes_on(folder, "--steps", "3")
+    assert len(records(folder)) == 3
+
+
+def test_what_a_run_cannot_change_is_refused_before_anything_is_touched(tmp_path):
+    folder = made(tmp_path, *SMALL, "--optimizer", "sgd", "--pixels", "minus-mean", "--save-every", "9", "--steps", "2")
+    whole = unchanged(folder)
+    for words, line in (
+        (("--bias-lr", "0.02"), "it was trained with one rate for all weights, not with rates or decay by kind"),
+        (("--pixels", "0..1"), "it was trained with --pixels minus-mean, not 0..1"),
+        (("--recipe", "paper"), "it was trained without --recipe, not paper"),
+    ):
+        said = command("--resume", folder, "--steps", "3", *words)
+        assert said.code == 2
+        assert line in said.line
+        assert whole()
+    assert Checkpoints(folder).last().settings["mean_image"]
+
+
+def test_another_mean_image_is_noticed(tmp_path, monkeypatch):
+    folder = made(tmp_path, *SMALL, "--pixels", "minus-mean", "--save-every", "9", "--steps", "1")
+
+    def shifted(split):
+        found = measure(split)
+        found.mean.add_(1)
+        return found
+
+    monkeypatch.setattr(job, "measure", shifted)
+    said = command("--resume", folder, "--steps", "2")
+    assert said.code == 2
+    assert "it was trained with a mean image and colours of hash" in said.line
 
 
 @pytest.mark.parametrize(("init", "wide"), [("2012", 0.03), ("paper", 0.01)])
@@ -110,8 +170,6 @@ def test_initial_weights_of_the_sources(init, wide):
 
 
 def test_dropout_of_2012_scales_in_tests_and_not_while_training():
-    from dataclasses import replace
-
     table = small("alexnet")
     found = {}
     for scales in ("training", "testing"):

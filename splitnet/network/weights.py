@@ -3,6 +3,7 @@
 A whole state is a dict from the whole network's names, "conv1.weight" … "fc8.bias", to tensors of its shapes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
@@ -15,6 +16,9 @@ from splitnet.errors import UsageError
 from splitnet.network.architecture import Architecture
 
 State = dict[str, Tensor]
+
+METADATA = "splitnet"
+"""The entry in the metadata of a file of weights that says what they are of, as JSON."""
 
 Initial = Literal["pytorch", "2012", "paper"]
 
@@ -60,19 +64,28 @@ def draw(architecture: Architecture, seed: int, initial: Initial = "pytorch") ->
 
 
 def read(path: Path, architecture: Architecture) -> State:
-    """A whole state from a safetensors file. UsageError if there is none, or another network's."""
+    """A whole state from a safetensors file. UsageError if there is none, or another network's.
+
+    Or one for another dropout, where the file says what for (`convert` writes it): tests would be wrong without a word.
+    """
     if not path.is_file():
         raise UsageError(f"--weights {path}: {'not a file' if path.exists() else 'no such file'}")
-    from safetensors.torch import load_file  # only who has weights to read needs the package
+    from safetensors import safe_open  # only who has weights to read needs the package
 
     try:
-        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            names = list(file.keys())
+            state = {name: file.get_tensor(name) for name in names}
     except Exception as error:  # safetensors' own error, or the system's; a header may even fail to decode
         raise UsageError(f"--weights {path}: not a safetensors file ({error})") from error
     try:
         check(architecture, state)
     except UsageError as error:
         raise UsageError(f"--weights {path}: {error}") from error
+    scales = told.get("dropout_scales", architecture.dropout_scales) if isinstance(told, dict) else None
+    if scales != architecture.dropout_scales:
+        raise UsageError(f"--weights {path}: were made for --dropout-scales {scales}; say it")
     return state
 
 

@@ -8,6 +8,7 @@ Krizhevsky, Sutskever and Hinton, NIPS 2012. Shapes: images are uint8 (B, C, H, 
 else is said.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -101,10 +102,19 @@ class View:
         if self.mean is not None and len(self.mean) != channels:
             raise UsageError(f"--pixels minus-mean: the mean image has {len(self.mean)} channels, images {channels}")
 
+    @property
+    def digest(self) -> str:
+        """Of the mean image and the colours' components, which files bring; "" without either."""
+        if self.mean is None and self.noise is None:
+            return ""
+        mean = b"" if self.mean is None else self.mean.contiguous().numpy().tobytes()
+        components = "" if self.noise is None else str(self.noise.components)
+        return hashlib.sha256(mean + components.encode()).hexdigest()[:12]
+
     def at(self, replicate: Callable[[Tensor], Sequence[Tensor]], size: int) -> "View":
         """The same, with the mean image's centre copied to each tower's device by `replicate`."""
-        mean = self._mean(size)
-        return self if mean is None or self.means is not None else replace(self, means=replicate(mean))
+        mean = None if self.means is not None else self._mean(size)
+        return self if mean is None else replace(self, means=replicate(mean))
 
     def draw(self, batch: Batch, size: int, seed: int, epoch: int, batch_size: int) -> Drawn | None:
         """What a training on (size, size) makes of a batch; None if that is the same for all images: the centre.

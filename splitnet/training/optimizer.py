@@ -73,12 +73,17 @@ class Update:
     def rate_of(self, kind: Kind) -> float:
         return self.bias_lr if kind == "biases" and self.bias_lr is not None else self.rate
 
+    @property
+    def groups(self) -> int:
+        """Of the optimizer: 1 where all parameters are treated alike, else one for each kind."""
+        return 3 if self.by_kind or self.weight_decay or self.bias_lr is not None else 1
+
     def start(self, net: nn.Module) -> torch.optim.Optimizer:
         """An optimizer of all of a network's parameters, in one group if all are treated alike.
 
         Otherwise in a group for each kind, whose "kind" says which.
         """
-        if not (self.by_kind or self.weight_decay or self.bias_lr is not None):
+        if self.groups == 1:
             return make_optimizer(net.parameters(), self.optimizer, self.lr, momentum=self.momentum)
         return make_optimizer(self._groups(net), self.optimizer, self.lr, momentum=self.momentum)
 

@@ -86,9 +86,11 @@ def load_optimizer(net: SplitNet, optimizer: torch.optim.Optimizer, checkpoint: 
 def _kinds(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> list[str]:
     """The kinds of state in the checkpoint. UsageError unless they are the optimizer's."""
     found = {name.rpartition(".")[2] for name in checkpoint.optimizer}
-    name = type(optimizer).__name__
-    if found != (KINDS[type(optimizer)] if checkpoint.step else set()):
-        expected = ", ".join(sorted(KINDS[type(optimizer)]))
+    name, kept = type(optimizer).__name__, KINDS[type(optimizer)]
+    if not any(group.get("momentum", True) for group in optimizer.param_groups):
+        kept = set()  # SGD without momentum remembers nothing
+    if found != (kept if checkpoint.step else set()):
+        expected = ", ".join(sorted(kept)) or "nothing"
         held = ", ".join(sorted(found)) or "nothing"
         raise UsageError(
             f"the state of another optimizer: {held} after {checkpoint.step:,} steps; {name} keeps {expected}"
