@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from splitnet.progress import progress_bar
 from splitnet.reporting import Report, counted
 from splitnet.training.checkpoint import Checkpoint, Checkpoints
 from splitnet.training.loop import Position, Step, Test, evaluate, train
-from splitnet.training.optimizer import set_rates
+from splitnet.training.optimizer import Kind, rates_of, set_rates
 from splitnet.training.optimizer_state import join_shares, load_optimizer, schedule_of, shares_of
 from splitnet.training.sharing import Interrupted, Stop
 
@@ -99,8 +100,14 @@ class Learner:
 
     def _set_rates(self) -> None:
         """Those of the epoch that begins or goes on."""
+        before = rates_of(self.optimizer)
+        set_rates(self.optimizer, self._rates(self.position.epoch))
+        if (now := rates_of(self.optimizer)) != before:
+            self.report.say_rates(self.position.epoch, now)
+
+    def _rates(self, epoch: int) -> dict[Kind, float]:
         options = self.job.options
-        set_rates(self.optimizer, options.schedule.rates(options.update, self.position.epoch, self.errors))
+        return options.schedule.rates(options.update, epoch, self.errors)
 
     def _train_and_test(self) -> None:
         ahead = self._total - self.position.step
@@ -138,6 +145,7 @@ class Learner:
             ranks=self.job.ranks,
             stop=stop,
             view=self.job.view,
+            reshuffle=options.shuffle == "epochs",
         )
         bar = progress_bar(Console(quiet=not self.party.first), self._total, self.position.step)
         with closing(records), bar as show, report.profile or nullcontext():  # no thread reads on after an error
@@ -195,6 +203,9 @@ class Learner:
                 stop=self.interrupts.stop,
                 view=self.job.view,
             )
+        if position.step:
+            of_epoch = self._rates(begun - 1)
+            test = replace(test, rates={kind: of_epoch[kind] for kind in rates_of(self.optimizer)})
         self.report.add(test)
         if options.look:
             self._look(self.look.follow, begun)

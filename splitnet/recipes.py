@@ -35,6 +35,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "noise_until": "67",
         "noise_shrinks": True,
         "init": "2012",
+        "shuffle": "once",
         "crops": "chunks",
         "epochs": "91",
     },
@@ -44,9 +45,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 textbook: github.com/ShusenTang/Dive-into-DL-PyTorch, 5.6. 2012: layers-145.cfg and layer-params-145.cfg of
 github.com/computerhistory/AlexNet-Source-Code (2f8b81f) with the changes that its comments note; its crops are shared
-by 32 images. The biases' one drop is inferred from its 2010 sibling's last rates; images are shuffled in each epoch,
-where 2012 read one fixed order again and again. paper: Krizhevsky, Sutskever and Hinton, NIPS 2012, 4.1 and 5; its
-"eigenvalues" of colours are taken for standard deviations, as the code has them.
+by 32 images. The biases' one drop is inferred from its 2010 sibling's last rates. paper: Krizhevsky, Sutskever and
+Hinton, NIPS 2012, 4.1 and 5; its "eigenvalues" of colours are taken for standard deviations, as the code has them.
 """
 
 
@@ -58,7 +58,7 @@ class RecipeOptions:
         None, "options of a source's training, of which others override single ones", tuple(RECIPES)
     )
     optimizer: str = option("adam", "the optimizer", tuple(LEARNING_RATES))
-    lr: float | None = option(None, "learning rate (Adam 0.001, SGD 0.01)")
+    lr: float | None = option(None, "learning rate before it is divided (Adam 0.001, SGD 0.01)")
     bias_lr: float | None = option(None, "of biases, where it is another")
     momentum: float = option(MOMENTUM, "of SGD")
     weight_decay: float = option(0.0, "pull of weights towards 0, as a share of the rate")
@@ -68,6 +68,9 @@ class RecipeOptions:
     conv1_drop: int | None = option(None, "epoch after which the rate of the first weights is divided once more")
     conv1_freeze: int | None = option(None, "epoch after which the first weights stay as they are")
     init: str = option("pytorch", "initial weights", get_args(Initial))
+    shuffle: str = option(
+        "epochs", "the order of images: drawn for each epoch, or once, as in 2012", ("epochs", "once")
+    )
     dropout_scales: str = option("training", "when what is dropped is made up for", ("training", "testing"))
     pixels: str = option(
         "0..1", "what images are for the network: 0..1, or 0..255 minus the mean image", ("0..1", "minus-mean")
@@ -98,6 +101,9 @@ class RecipeOptions:
                 continue
             wanted = "a positive number" if most is None else f"at least 0 and below {most:g}"
             raise UsageError(f"{option_} {value}: {wanted}")
+        drop, freeze = self.conv1_drop, self.conv1_freeze
+        if drop is not None and freeze is not None and drop >= freeze:
+            raise UsageError(f"--conv1-drop {drop}: the first weights stay as they are from epoch {freeze} on")
         _ = self.schedule
         if self.views not in (1, 10):
             raise UsageError(f"--views {self.views}: 1 (the centre) or 10 (corners, centre, and all mirrored)")
@@ -139,7 +145,7 @@ class RecipeOptions:
 
 
 LASTING = (
-    *("recipe", "momentum", "weight_decay", "decay_biases", "dropout_scales", "pixels", "crops", "flips"),
+    *("recipe", "momentum", "weight_decay", "decay_biases", "shuffle", "dropout_scales", "pixels", "crops", "flips"),
     *("color_noise", "noise_shrinks"),
 )
 """Fields that a run which goes on must have as it began. Rates, and when they change, may be said anew, as in 2012."""
@@ -168,6 +174,8 @@ def told(options: RecipeOptions, noisy: bool) -> str:
         said.append("a tenth of the rate on a plateau")
     elif schedule.drops:
         said.append(f"a tenth of the rate after epochs {', '.join(map(str, schedule.drops))}")
+    if options.shuffle == "once":
+        said.append("one order of images")
     if options.crops != "none":
         said.append("crops of each image" if options.crops == "images" else "crops of 32 images each")
     said += ["mirrored"] * options.flips

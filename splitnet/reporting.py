@@ -1,5 +1,6 @@
 """What a run tells, on the terminal and in its folder."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from splitnet.parallel.placement import describe
 from splitnet.party import Party
 from splitnet.training.checkpoint import Checkpoints
 from splitnet.training.loop import Step, Test
+from splitnet.training.optimizer import Kind
+
+KINDS: Mapping[Kind, str] = {"first weight": "the first weights", "weights": "other weights", "biases": "biases"}
 
 SLOW = "this CPU has no instructions for it (avx512_bf16, amx) and computes it slower than float32."
 
@@ -104,6 +108,12 @@ class Report:
             self.steps.append(record)
         if self.folder is not None:
             self.folder.append(type(record).__name__.lower(), record)
+
+    def say_rates(self, epoch: int, rates: Mapping[Kind, float]) -> None:
+        """That they are others from this epoch on."""
+        of_kinds = ", ".join(f"{rate:g} of {KINDS[kind]}" for kind, rate in rates.items())
+        told = of_kinds if len(rates) > 1 else f"{rates['weights']:g}"
+        self.console.print(f"From epoch {epoch:,} on, learning rate {told}.", highlight=False, soft_wrap=True)
 
     def records(self, kind: type[Step] | type[Test]) -> list[dict[str, Any]]:
         """All of the run, in order, as in steps.jsonl."""

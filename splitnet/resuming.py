@@ -39,6 +39,9 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
     options = parse(RunOptions, "run", description, argv, recipes.defaults(found.get("recipe"), said))
     if options.resume is not None and options.weights is not None:  # a restarted job may have both
         raise UsageError(f"--weights {options.weights}: --resume {options.resume} has its own; give one of them")
+    for name in ("weights", "resume"):
+        if "init" in said and name in said:
+            raise UsageError(f"--init {options.init}: --{name} {getattr(options, name)} has weights; give one of them")
     party.watch(options.timeout)
     checkpoint, defaults = None, {}
     if party.first:

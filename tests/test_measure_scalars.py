@@ -14,7 +14,10 @@ with warnings.catch_warnings():
 RECORDS = [
     {"kind": "step", "step": 0, "loss": 2.5, "accuracy": 0.125, "images": 8, "seconds": 0.5},
     {"kind": "step", "step": 1, "loss": 2.25, "accuracy": 0.25, "images": 8, "seconds": 0.25},
-    {"kind": "test", "step": 2, "loss": 2.0, "accuracy": 0.5, "images": 100, "seconds": 0.0},
+    {
+        **{"kind": "test", "step": 2, "loss": 2.0, "accuracy": 0.5, "images": 100, "seconds": 0.0},
+        "rates": {"weights": 0.5, "biases": 0.25},
+    },
 ]
 
 
@@ -34,6 +37,8 @@ def test_scalars_are_the_records(tmp_path):
         "train/images per second": [(0, 16.0), (1, 32.0)],
         "test/loss": [(2, 2.0)],
         "test/accuracy": [(2, 0.5)],
+        "learning rate/weights": [(2, 0.5)],
+        "learning rate/biases": [(2, 0.25)],
     }
 
 

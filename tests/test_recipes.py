@@ -7,7 +7,7 @@ import pytest
 import torch
 from layouts import small
 from safetensors.torch import save_file
-from whole_runs import command, goes_on, made, records, unchanged
+from whole_runs import LENET, command, goes_on, losses, made, records, unchanged
 
 from splitnet import job
 from splitnet.errors import UsageError
@@ -34,6 +34,7 @@ def test_2012_is_what_the_source_trained_with():
     assert (found.batch_size, found.epochs, found.init, found.dropout_scales) == (128, 91, "2012", "testing")
     assert (found.pixels, found.crops, found.flips, found.views) == ("minus-mean", "chunks", True, 10)
     assert (found.color_noise, found.noise_shrinks, found.noise_until) == (0.1, True, 67)
+    assert found.shuffle == "once"
 
 
 def test_the_paper_prints_one_rate_for_all_and_lowers_it_on_a_plateau():
@@ -49,7 +50,7 @@ def test_the_textbook_has_pytorchs_weights_and_no_augmentation():
     assert (found.update, found.schedule) == (Update("adam", 0.001), Schedule())
     assert (found.batch_size, found.epochs, found.init) == (128, 5, "pytorch")
     plain = RunOptions()
-    same = ("pixels", "crops", "flips", "color_noise", "views", "dropout_scales")
+    same = ("shuffle", "pixels", "crops", "flips", "color_noise", "views", "dropout_scales")
     assert [getattr(found, name) for name in same] == [getattr(plain, name) for name in same]
 
 
@@ -95,6 +96,9 @@ def test_steps_take_the_place_of_a_recipes_epochs():
         ("--bias-drops plateau", "--bias-drops plateau: epochs joined by commas, such as 25,51,79"),
         ("--drops 6,3", "--drops 6,3: each epoch later than the one before"),
         ("--conv1-freeze 0", "--conv1-freeze 0: at least 1"),
+        ("--conv1-drop 4 --conv1-freeze 4", "--conv1-drop 4: the first weights stay as they are from epoch 4 on"),
+        ("--init 2012 --weights w", "--init 2012: --weights w has weights; give one of them"),
+        ("--init 2012 --resume r", "--init 2012: --resume r has weights; give one of them"),
         ("--views 5", "--views 5: 1 (the centre) or 10"),
     ],
 )
@@ -117,6 +121,53 @@ def test_weights_that_say_how_their_dropout_scales_are_not_taken_for_others(tmp_
     assert (said.code, said.line) == (2, f"--weights {path}: were made for --dropout-scales testing; say it")
     assert not (tmp_path / "refused").exists()
     made(tmp_path / "out", *words, "--dropout-scales", "testing")
+
+
+def test_so_do_those_of_a_checkpoint(tmp_path):
+    words = (*SMALL, "--steps", "1", "--save-every", "1")
+    folder = made(tmp_path / "of 2012", *words, "--dropout-scales", "testing")
+    path = folder / "checkpoints" / "step-0000000001" / "weights.safetensors"
+    said = command(*words, "--weights", path, "--out", tmp_path / "refused")
+    assert (said.code, said.line) == (2, f"--weights {path}: were made for --dropout-scales testing; say it")
+    made(tmp_path / "out", *words, "--weights", path, "--dropout-scales", "testing")
+
+
+RATED = ("--optimizer", "sgd", "--bias-lr", "0.02", "--drops", "1", "--bias-drops", "2", "--conv1-freeze", "2")
+
+
+def test_a_run_records_its_rates_and_says_when_they_change(tmp_path):
+    words = (*LENET, *RATED, "--devices", "cpu", "--epochs", "3", "--no-look", "--no-compare", "--no-profile")
+    said = command(*words, "--out", tmp_path)
+    assert said.code == 0, said.err
+    [folder] = tmp_path.iterdir()
+    expected = [(0.01, 0.01, 0.02), (0.001, 0.001, 0.02), (0, 0.001, 0.002)]
+    kinds = ("first weight", "weights", "biases")
+    assert [record["rates"] for record in records(folder, "test")] == [
+        pytest.approx(dict(zip(kinds, rates, strict=True))) for rates in expected
+    ]
+    told = [line for line in said.out.splitlines() if line.startswith("From epoch")]
+    assert told == [
+        "From epoch 1 on, learning rate 0.001 of the first weights, 0.001 of other weights, 0.02 of biases.",
+        "From epoch 2 on, learning rate 0 of the first weights, 0.001 of other weights, 0.002 of biases.",
+    ]
+
+
+def test_another_rate_of_a_run_that_goes_on_is_said_and_recorded(tmp_path):
+    words = (*LENET, "--optimizer", "sgd", "--devices", "cpu", "--save-every", "9")
+    folder = made(tmp_path, *words, "--epochs", "1")
+    assert "From epoch 1 on, learning rate 0.005." in goes_on(folder, "--epochs", "2", "--lr", "0.005").out
+    assert [record["rates"] for record in records(folder, "test")] == [{"weights": 0.01}, {"weights": 0.005}]
+
+
+def test_one_order_of_images_goes_on_as_it_was(tmp_path):
+    words = (*LENET, "--shuffle", "once", "--devices", "cpu", "--save-every", "1")
+    straight = made(tmp_path / "straight", *words, "--epochs", "2")
+    folder = made(tmp_path / "parts", *words, "--steps", "2")
+    goes_on(folder, "--epochs", "2")
+    assert losses(folder) == losses(straight)
+    assert losses(made(tmp_path / "other", *LENET, "--devices", "cpu", "--epochs", "2")) != losses(straight)
+    said = command("--resume", folder, "--epochs", "3", "--shuffle", "epochs")
+    assert (said.code, said.line) == (2, f"--resume {folder}: it was trained with --shuffle once, not epochs")
 
 
 def test_sgd_without_momentum_goes_on(tmp_path):

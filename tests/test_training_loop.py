@@ -105,6 +105,21 @@ def test_every_epoch_sees_every_image_once_in_another_order():
     assert first != second
 
 
+def test_one_order_for_all_epochs_is_the_first_ones():
+    seen = []
+
+    class Noted(HeldSplit):
+        def read(self, indices):
+            seen.append(indices.tolist())
+            return super().read(indices)
+
+    net, optimizer = lenet()
+    split = images(net.architecture, 10).train
+    list(train(net, Noted(split.images, split.labels), optimizer, batch_size=4, seed=3, epochs=3, reshuffle=False))
+    expected = order(10, 3, 0).tolist()
+    assert seen == [expected[:4], expected[4:8], expected[8:]] * 3
+
+
 def test_a_record_comes_after_its_update_and_dropout_is_on():
     net = build(FASHION, devices=["cpu", "cpu"]).eval()
     before = net.whole_state_dict()["conv1.bias"].clone()

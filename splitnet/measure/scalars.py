@@ -38,6 +38,8 @@ def write(
             part = "train" if record["kind"] == "step" else "test"
             for kind in ("loss", "accuracy", *["top5"] * (record.get("top5") is not None)):
                 writer.add_scalar(f"{part}/{kind}", record[kind], record["step"])
+            for kind, rate in (record.get("rates") or {}).items():
+                writer.add_scalar(f"learning rate/{kind}", rate, record["step"])
             if record["seconds"] > 0:
                 writer.add_scalar(f"{part}/images per second", record["images"] / record["seconds"], record["step"])
         for name, picture in pictures(filters or {}).items():

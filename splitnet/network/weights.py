@@ -66,7 +66,8 @@ def draw(architecture: Architecture, seed: int, initial: Initial = "pytorch") ->
 def read(path: Path, architecture: Architecture) -> State:
     """A whole state from a safetensors file. UsageError if there is none, or another network's.
 
-    Or one for another dropout, where the file says what for (`convert` writes it): tests would be wrong without a word.
+    Or one for another dropout, where the file says what for (checkpoints' and `convert`'s do): tests would be wrong
+    without a word.
     """
     if not path.is_file():
         raise UsageError(f"--weights {path}: {'not a file' if path.exists() else 'no such file'}")

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from splitnet.errors import UsageError
-from splitnet.network.weights import State
+from splitnet.network.weights import METADATA, State
 
 SCHEMA = 1
 """Version of state.json; raised when a field changes its meaning."""
@@ -70,9 +70,10 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     state: dict[str, Any] = {"schema": SCHEMA, "step": checkpoint.step, "epoch": checkpoint.epoch}
     state |= {"batch": checkpoint.batch, "settings": checkpoint.settings, "schedule": checkpoint.schedule}
     _check_plain(state)  # a program's mistake shows when it saves, not when someone wants to go on
+    told = {"dropout_scales": checkpoint.settings.get("dropout_scales", "training")}  # for `weights.read`
     folder.mkdir()
     sums = [
-        _written(folder / WEIGHTS, _encoded(checkpoint.weights)),
+        _written(folder / WEIGHTS, _encoded(checkpoint.weights, {METADATA: json.dumps(told)})),
         _written(folder / OPTIMIZER, _encoded(checkpoint.optimizer)),
         _written(folder / STATE, (json.dumps(state, indent=2) + "\n").encode()),
     ]
@@ -102,12 +103,12 @@ def _sum(name: str, data: bytes) -> str:
     return f"{hashlib.sha256(data).hexdigest()}  {name}\n"
 
 
-def _encoded(state: State) -> bytes:
+def _encoded(state: State, metadata: dict[str, str] | None = None) -> bytes:
     try:
         from safetensors.torch import save  # only who saves needs the package
     except ImportError as error:
         raise UsageError("checkpoints need the package safetensors: pip install safetensors") from error
-    return save(state)
+    return save(state, metadata)
 
 
 def read(folder: Path, step: int) -> Checkpoint:

@@ -4,7 +4,7 @@ It does not know how many towers there are: it hands the network images and gets
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count, islice
@@ -86,6 +86,8 @@ class Test:
     """Share of the images whose class is among the five most likely; None where there are fewer than six."""
     views: int = 1
     """Of each image, each a forward pass of its own."""
+    rates: Mapping[str, float] | None = None
+    """Learning rates of the epoch before it, by kind of parameters; None before the first step."""
 
 
 def training_step(
@@ -185,8 +187,11 @@ def train(
     ranks: Ranks | None = None,
     stop: Stop | None = None,
     view: View = PLAIN,
+    reshuffle: bool = True,
 ) -> Generator[Step, None, None]:
     """Train from `start` until `epochs` or `steps` are full, or all agree to stop. A record comes after its update.
+
+    Unless `reshuffle`, every epoch reads the first one's order again, as in 2012.
 
     With `ranks` every process iterates alike; batches are shared among replicas, and records are of all. DivergedError
     at the first loss that is not finite, in every process; no record is made of that step.
@@ -195,7 +200,7 @@ def train(
     stop, view = stop or Stop(), view.at(net.exchange.replicate, net.architecture.size)
     draw = partial(view.draw, size=net.architecture.size, seed=seed, batch_size=batch_size)
     step, epoch = start.step, start.epoch
-    orders = lru_cache(2)(partial(order, len(split), seed))
+    orders = lru_cache(2)(lambda epoch: order(len(split), seed, epoch if reshuffle else 0))
     upcoming = islice(_upcoming(orders, batch_size, epochs, start, ranks), steps and max(steps - step, 0) + 1)
     with Reader(split, upcoming) as reader:
         clock, waited = time.perf_counter(), 0.0

@@ -112,6 +112,11 @@ def make_optimizer(
     return SGD(parameters, rate, momentum)
 
 
+def rates_of(optimizer: torch.optim.Optimizer) -> dict[Kind, float]:
+    """The rate of each kind of parameters; of "weights" alone where there is a single group."""
+    return {group.get("kind", "weights"): float(group["lr"]) for group in optimizer.param_groups}
+
+
 def set_rates(optimizer: torch.optim.Optimizer, rates: dict[Kind, float]) -> None:
     """Give each group its kind's rate; a single group that of "weights"."""
     for group in optimizer.param_groups:
