@@ -77,14 +77,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, "experiments/activations.py", __doc__ or "", argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
-    every, file = variants(setting), open_results("activations", options)
+    every = variants(setting)
     tuning = Experiment(name="activations", text=__doc__ or "", variants=every, claims=())
-    begin(file, tuning, setting)
-    run_trials(file, tuning, setting, [TUNING])
-    best = chosen(every, file)
-    judged = Experiment(name="activations", text=__doc__ or "", variants=best, claims=claims(best))
-    run_trials(file, judged, setting, range(setting.size.seeds))
-    conclude(file, judged, setting)
+    with open_results("activations", options) as file:
+        begin(file, tuning, setting)
+        run_trials(file, tuning, setting, [TUNING])
+        best = chosen(every, file)
+        judged = Experiment(name="activations", text=__doc__ or "", variants=best, claims=claims(best))
+        run_trials(file, judged, setting, range(setting.size.seeds))
+        conclude(file, judged, setting)
 
 
 if __name__ == "__main__":

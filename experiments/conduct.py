@@ -70,10 +70,10 @@ def open_results(name: str, options: Options) -> ResultsFile:
 
 def conduct(experiment: Experiment, options: Options, setting: Setting, seeds: Iterable[int] | None = None) -> None:
     """Train what is not trained yet, print what it came to, and write the results and their page."""
-    file = open_results(experiment.name, options)
-    begin(file, experiment, setting)
-    run_trials(file, experiment, setting, range(setting.size.seeds) if seeds is None else seeds)
-    conclude(file, experiment, setting)
+    with open_results(experiment.name, options) as file:
+        begin(file, experiment, setting)
+        run_trials(file, experiment, setting, range(setting.size.seeds) if seeds is None else seeds)
+        conclude(file, experiment, setting)
 
 
 def begin(file: ResultsFile, experiment: Experiment, setting: Setting) -> None:

@@ -142,12 +142,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = preset(which, towers).scaled(fraction(options.scale))
         for optimizer in OPTIMIZERS:
             found += measured(name, table, optimizer)
-    file = ResultsFile.open((options.out or RESULTS) / "fully_connected.json", "fully_connected", fresh=True)
-    file.begin({"scale": options.scale}, {})
     records, table_ = claims(found), table_of(found)
     print("\n".join(table_.lines()))
     print("\n".join(f"{r['verdict']}: {r['claim']}: {r['what']}: {r['figure']}" for r in records))
-    write(file, __doc__ or "", records, [table_], f"Widths x {options.scale}, float32, a batch of 2")
+    path = (options.out or RESULTS) / "fully_connected.json"
+    with ResultsFile.open(path, "fully_connected", fresh=True) as file:
+        file.begin({"scale": options.scale}, {})
+        write(file, __doc__ or "", records, [table_], f"Widths x {options.scale}, float32, a batch of 2")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ trials with all their figures, the machine and versions of each time that the co
 each claim. A command that was interrupted goes on where it was, and one that asks for more seeds adds only these.
 """
 
+import fcntl
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from trials import Epoch, Outcome
 
@@ -31,18 +32,31 @@ class ResultsFile:
     content: dict[str, Any] = field(default_factory=dict)
     _session: dict[str, Any] | None = None
     """When and where this command runs; noted with its first trial."""
+    _lock: IO[str] | None = None
+    """Held by this command, so that no other writes."""
 
     @classmethod
     def open(cls, path: Path, experiment: str, fresh: bool = False) -> "ResultsFile":
-        """What is there, or nothing yet. UsageError if it is not a file of this experiment's."""
-        content: dict[str, Any] = {}
-        if path.exists() and not fresh:
-            content = read(path)
-            if content["experiment"] != experiment:
-                raise UsageError(
-                    f"{path}: results of {content['experiment']}, not of {experiment}; --fresh forgets them"
-                )
-        return cls(path, {"schema": SCHEMA, "experiment": experiment} | content)
+        """What is there, or nothing yet. UsageError if it is of another experiment, or while another command has it.
+
+        Leaving it as a context lets others have it.
+        """
+        lock = locked(path)
+        try:
+            content = read(path) if path.exists() and not fresh else {"experiment": experiment}
+            if (other := content["experiment"]) != experiment:
+                raise UsageError(f"{path}: results of {other}, not of {experiment}; --fresh forgets them")
+        except UsageError:
+            lock.close()
+            raise
+        return cls(path, {"schema": SCHEMA} | content, _lock=lock)
+
+    def __enter__(self) -> "ResultsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def begin(self, settings: Mapping[str, Any], variants: Mapping[str, Any]) -> None:
         """Say what trials will be of. UsageError if those in the file are of something else."""
@@ -96,6 +110,21 @@ class ResultsFile:
             write_whole(self.path, written(self.content))
         except OSError as error:
             raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+
+def locked(path: Path) -> IO[str]:
+    """A file beside `path`, open and locked. UsageError if another command has it: each would lose the other's."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_name(f".{path.name}.lock").open("w")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UsageError(f"{path}: another command adds trials to it; wait for its end, or use --out") from error
+    return file
 
 
 def written(content: Mapping[str, Any]) -> str:

@@ -210,18 +210,24 @@ def bands(outcomes: Outcomes) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, "experiments/textbook.py", __doc__ or "", argv)
-    file = ResultsFile.open((options.out or RESULTS) / "textbook.json", "textbook", options.fresh)
-    file.begin(
-        {"recipe": "textbook", "epochs": options.epochs, "data": options.data},
-        {
-            n.name: {"parameters": preset(n.preset, n.towers).parameters, "batch": n.batch_size}
-            for n in NETWORKS.values()
-        },
-    )
-    for seed in range(options.seeds):
-        for name in options.names:
-            if seed not in file.outcomes().get(name, {}):
-                file.add(name, seed, run(NETWORKS[name], seed, options))
+    path = (options.out or RESULTS) / "textbook.json"
+    with ResultsFile.open(path, "textbook", options.fresh) as file:
+        file.begin(
+            {"recipe": "textbook", "epochs": options.epochs, "data": options.data},
+            {
+                n.name: {"parameters": preset(n.preset, n.towers).parameters, "batch": n.batch_size}
+                for n in NETWORKS.values()
+            },
+        )
+        for seed in range(options.seeds):
+            for name in options.names:
+                if seed not in file.outcomes().get(name, {}):
+                    file.add(name, seed, run(NETWORKS[name], seed, options))
+        conclude(file, options)
+
+
+def conclude(file: ResultsFile, options: Options) -> None:
+    """Print and keep what all trainings say."""
     outcomes = file.outcomes()
     judgements = [judgement for claim in CLAIMS if (judgement := claim.judge(outcomes)) is not None]
     tables = [table_of(NETWORKS[name], found) for name, found in outcomes.items()]

@@ -48,7 +48,14 @@ def recipe_2012(setting: Setting, full: bool) -> RecipeOptions:
         changes |= {"color_noise": 0.0, "noise_until": None, "noise_shrinks": False}
     if not full:
         changes |= dict.fromkeys(("drops", "bias_drops", "conv1_drop", "conv1_freeze"))
-        changes |= {"crops": "none", "flips": False, "views": 1, "color_noise": 0.0, "noise_until": None}
+        changes |= {
+            "shuffle": "epochs",
+            "crops": "none",
+            "flips": False,
+            "views": 1,
+            "color_noise": 0.0,
+            "noise_until": None,
+        }
     return recipe("2012", **changes)
 
 
@@ -202,6 +209,7 @@ class _Trial:
             seed=self.seed,
             epochs=size.epochs,
             view=self.view,
+            reshuffle=self.variant.recipe.shuffle == "epochs",
         )
         begun = 0
         try:

@@ -171,7 +171,7 @@ def outcome(loss, *curve):
 
 def test_the_rate_is_chosen_by_a_seed_that_is_not_judged(setting, tmp_path):
     every = activations.variants(setting)
-    file = ResultsFile.open(tmp_path / "activations.json", "activations")
+    file = ResultsFile(tmp_path / "activations.json")
     file.begin({}, {variant.name: {} for variant in every})
     curves = {"rate 0.0003": (0.5, 0.5, 0.95), "rate 0.001": (0.5, 0.95, 0.95), "rate 0.003": (0.5, 0.95, 0.9)}
     for variant in every:

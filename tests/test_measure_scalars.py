@@ -15,7 +15,12 @@ RECORDS = [
     {"kind": "step", "step": 0, "loss": 2.5, "accuracy": 0.125, "images": 8, "seconds": 0.5},
     {"kind": "step", "step": 1, "loss": 2.25, "accuracy": 0.25, "images": 8, "seconds": 0.25},
     {
-        **{"kind": "test", "step": 2, "loss": 2.0, "accuracy": 0.5, "images": 100, "seconds": 0.0},
+        "kind": "test",
+        "step": 2,
+        "loss": 2.0,
+        "accuracy": 0.5,
+        "images": 100,
+        "seconds": 0.0,
         "rates": {"weights": 0.5, "biases": 0.25},
     },
 ]

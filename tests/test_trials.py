@@ -21,7 +21,7 @@ import results_page  # noqa: E402
 import summary  # noqa: E402
 from conduct import Experiment  # noqa: E402
 from measures import LAST  # noqa: E402
-from results_file import TUNING, ResultsFile, first_difference  # noqa: E402
+from results_file import TUNING, ResultsFile, first_difference, read  # noqa: E402
 from setting import Options, Setting, Size, part  # noqa: E402
 from trials import Epoch, Outcome, Variant, as_large, recipe, recipe_2012, trained  # noqa: E402
 from verdicts import Claim  # noqa: E402
@@ -322,19 +322,33 @@ def test_a_file_of_something_else_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UsageError, match=r"some\.json"):
         ResultsFile.open(path, "some")
-    assert ResultsFile.open(path, "some", fresh=True).trials == []
+    with ResultsFile.open(path, "some", fresh=True) as file:
+        assert file.trials == []
+
+
+def test_two_commands_do_not_write_one_file(tmp_path):
+    path = tmp_path / "results" / "some.json"
+    with ResultsFile.open(path, "some") as file:
+        file.begin({}, {"a": {}})
+        file.add("a", 0, outcome(0.5))
+        with pytest.raises(UsageError, match=r"some\.json: another command adds trials to it"):
+            ResultsFile.open(path, "some", fresh=True)
+        with ResultsFile.open(tmp_path / "results" / "other.json", "other") as other:
+            assert other.trials == []
+    with ResultsFile.open(path, "some") as again:
+        assert len(again.trials) == 1
 
 
 def test_the_file_has_a_line_for_each_trial_and_reads_back_what_it_was(tmp_path):
-    file = ResultsFile.open(tmp_path / "some.json", "some")
-    file.begin({"epochs": 2}, {"a": {}})
     found = outcome(0.5, 0.6, curve=(0.1, 0.2), found={"colour": 0.5})
-    file.add("a", 0, found)
-    file.add("a", TUNING, outcome(0.9))
+    with ResultsFile.open(tmp_path / "some.json", "some") as file:
+        file.begin({"epochs": 2}, {"a": {}})
+        file.add("a", 0, found)
+        file.add("a", TUNING, outcome(0.9))
     text = file.path.read_text()
     assert json.loads(text)["trials"][0]["seed"] == 0
     assert len([line for line in text.splitlines() if '"variant"' in line]) == 2
-    again = ResultsFile.open(file.path, "some")
+    again = ResultsFile(file.path, read(file.path))
     assert again.outcomes()["a"][0] == found
     assert set(again.outcomes()["a"]) == {0, TUNING}
     assert set(again.outcomes(judged=True)["a"]) == {0}

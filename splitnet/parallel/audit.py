@@ -16,8 +16,8 @@ HOST_SENDERS = (LOOP, "parallel/exchange.py", "parallel/placement.py", "network/
 """Where labels, images and weights leave the host."""
 HOST_READERS = (LOOP, "network/weights.py", MEMORY)
 """Where a step's outcome and weights reach it."""
-OUTCOME = 16
-"""Bytes that the loop reads after a step or a test batch: two numbers."""
+OUTCOME = 24
+"""Most bytes that the loop reads after a step (loss, images right) or a test batch (top-5 as well), in float64."""
 
 EXCHANGES = (Path(exchange.__file__), Path(overlap.__file__))
 """Where what crosses is copied."""

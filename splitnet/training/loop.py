@@ -217,11 +217,8 @@ def train(
             loss, right, padding = together([*outcome, batch.padding], stop, ranks, f"the end of step {step}")
             _check_finite(loss, f"step {step}: the loss", net)
             seconds, waited = time.perf_counter() - clock, reader.waited - waited
-            # each tower of a replica padded alike
-            padding = int(padding) // (1 if ranks is None else ranks.towers)
-            yield Step(
-                step, epoch, loss, right / batch.count, batch.count, seconds, batch.number, padding, ends, waited
-            )
+            padding, images = int(padding) // (1 if ranks is None else ranks.towers), batch.count  # towers pad alike
+            yield Step(step, epoch, loss, right / images, images, seconds, batch.number, padding, ends, waited)
             step += 1
             if stop.agreed or step == steps:
                 return
