@@ -216,7 +216,7 @@ def predict(
         exposed,
         machine.latency + pixels / machine.host_bytes_per_second,
         _exchanged(architecture, step, towers, replicas, parameters),
-        tuple(footprint(architecture, images, step.optimizer, item, which) for which in tower_list),
+        tuple(footprint(architecture, images, step.optimizer, item, which, towers and overlap) for which in tower_list),
     )
 
 

@@ -7,7 +7,8 @@ A step is followed tensor by tensor, forward and backward, as autograd keeps and
   each output (where the maximum was), dropout 1 byte (what lives); a product keeps its input and, where activations are
   not float32, its cast weights;
 - gradients are made in backward and freed before the next forward pass; weights, their gradients and optimizer state
-  are float32.
+  are float32;
+- with overlap the gradient of a crossing row's weights is put together from a part for each tower's channels.
 """
 
 from collections.abc import Iterator
@@ -110,16 +111,23 @@ class _Op:
     """Of its weights."""
     first: bool = False
     """Its input has no gradient."""
+    parts: float = 0.0
+    """Its weights' gradient once more: what it is put together from."""
 
 
 def footprint(
-    architecture: Architecture, images: int, optimizer: str = "sgd", itemsize: int = 4, tower: int | None = None
+    architecture: Architecture,
+    images: int,
+    optimizer: str = "sgd",
+    itemsize: int = 4,
+    tower: int | None = None,
+    overlap: bool = False,
 ) -> Footprint:
     """What a device with one tower holds, or with all towers in one piece."""
     held = parts(architecture, images, tower)
     parameters = 4 * sum(part.parameters for part in held)
     state = STATE[optimizer] * parameters
-    ops = _operations(architecture, held, itemsize)
+    ops = _operations(architecture, held, itemsize, overlap)
     pixels = architecture.channels * architecture.size**2 * images
     live: float = parameters + state + (4 + (itemsize if itemsize != 4 else 0)) * pixels
     peak = live + 4 * pixels
@@ -136,11 +144,12 @@ def footprint(
         live += back + op.gradient
         peak = max(peak, live)
         live -= flow + op.frees
+        peak = max(peak, live - back + op.parts)  # by then what the others sent has been answered
         flow = back
     return Footprint(int(max(peak, 2 * parameters + state)), parameters, parameters, state)
 
 
-def _operations(architecture: Architecture, held: list[Part], itemsize: int) -> list[_Op]:
+def _operations(architecture: Architecture, held: list[Part], itemsize: int, overlap: bool) -> list[_Op]:
     """All of a device's operations in the order of the forward pass."""
     found: list[_Op] = []
     saved = True  # the images are kept
@@ -167,6 +176,7 @@ def _operations(architecture: Architecture, held: list[Part], itemsize: int) -> 
             if op == "product":
                 entry.gradient, entry.first = 4.0 * part.parameters, part is held[0]
                 entry.keeps = part.weights * itemsize if itemsize != 4 else 0.0
+                entry.parts = 4.0 * part.weights if overlap and part.gathers else 0.0
             entry.frees = entry.keeps
             if op in SAVES_INPUT and not saved:
                 entry.frees += size  # it was the only one to keep its input

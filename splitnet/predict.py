@@ -237,10 +237,6 @@ def verdicts(found: Paper) -> list[str]:
     lines.append(f"Within {found.memory:,} bytes of each device, the largest batch is {sizes}.")
     if any(step.peak > found.memory for step in (*found.plain.values(), *found.overlapped.values())):
         lines.append("! More than a device has: the step is that of one that had it.")
-    if "towers" in found.plain:
-        lines.append(
-            "With overlap a row's gradients come in parts: up to the largest crossing row's weights more, not counted."
-        )
     return lines
 
 

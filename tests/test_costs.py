@@ -15,6 +15,7 @@ from splitnet.costs import Step, Work, crossover, largest_batch, predict, predic
 from splitnet.errors import UsageError
 from splitnet.machines import MACHINES, Machine
 from splitnet.network.architecture import Architecture, Layer
+from splitnet.network.execution import Execution
 from splitnet.network.presets import PRESETS, preset
 from splitnet.parallel.placement import place
 from splitnet.parallel.replicas import BUCKET
@@ -223,20 +224,33 @@ def test_as_dict_is_what_compare_json_takes():
     assert Footprint(10, 1, 2, 3).activations == 4
 
 
+PAIR = ("fake:0", "fake:1")
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "devices"),
-    quick(product(["sgd", "adam"], [("fake:0",), ("fake:0", "fake:1")]), ("sgd", ("fake:0", "fake:1"))),
+    ("optimizer", "devices", "overlap"),
+    quick(
+        [
+            *product(["sgd", "adam"], [("fake:0",), PAIR], [False]),
+            ("sgd", PAIR, True),
+        ],
+        ("sgd", PAIR, False),
+        ("sgd", PAIR, True),
+    ),
 )
 @pytest.mark.usefixtures("fake_devices")
-def test_memory_is_what_fake_devices_measure(optimizer, devices):
-    """An eighth as wide, on small images, without response norms: to 1.5 %."""
+def test_memory_is_what_fake_devices_measure(optimizer, devices, overlap):
+    """A quarter as wide, on small images, without response norms: to 1.5 %."""
     gc.collect()  # others' networks may not go away meanwhile
-    table = preset("alexnet-no-norm", 2).scaled(1 / 8, size=128).adapted(classes=10)
-    pixels = torch.zeros(8, 3, 128, 128, dtype=torch.uint8)
+    table = preset("alexnet-no-norm", 2).scaled(1 / 4, size=96).adapted(classes=10)
+    pixels = torch.zeros(8, 3, 96, 96, dtype=torch.uint8)
     batch = Batch(pixels, torch.zeros(8, dtype=torch.int64), torch.arange(8))
-    contender = Contender("", table, place(table, devices), Training([batch] * 2, optimizer, None, seed=0))
+    training = Training([batch] * 2, optimizer, None, seed=0, execution=Execution(overlap=overlap))
+    contender = Contender("", table, place(table, devices), training)
     for tower, memory in enumerate(contender.memory.values()):
-        expected = footprint(table, 8, optimizer, tower=None if len(devices) == 1 else tower)
+        expected = footprint(table, 8, optimizer, tower=None if len(devices) == 1 else tower, overlap=overlap)
+        plain = footprint(table, 8, optimizer, tower=None if len(devices) == 1 else tower)
+        assert (expected.peak > 1.1 * plain.peak) == overlap  # the weights' gradient once more is told apart
         assert (expected.parameters, expected.gradients) == (memory.parameters, memory.gradients)
         assert expected.optimizer == pytest.approx(memory.optimizer, abs=200)  # counters of steps
         assert expected.peak == pytest.approx(memory.peak, rel=0.015)
