@@ -26,15 +26,14 @@ FAULTS = {
 class SplitBackward(LocalExchange):
     """Hands the channels over, but no gradient back."""
 
-    def send(self, x: Tensor, row: str, owner: int, reader: int) -> Tensor:
-        return super().send(x.detach(), row, owner, reader)
+    def send(self, xs: list[Tensor], row: str, readers: Sequence[int]) -> dict[tuple[int, int], Tensor]:
+        return super().send([x.detach() for x in xs], row, readers)
 
 
 class OwnFirst(LocalExchange):
     """Puts the reader's own channels in front."""
 
-    def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
-        parts = self.parts_on(xs, row, reader)
+    def join(self, parts: list[Tensor], row: str, reader: int) -> Tensor:
         return torch.cat([*parts[reader:], *parts[:reader]], dim=1)
 
 
@@ -49,11 +48,10 @@ class DropoutPerConsumer(LocalExchange):
             for row in self.before.values():
                 tower[row].drop = lambda x, moment: x  # type: ignore[assignment]
 
-    def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
-        if row not in self.before:
-            return super().gather_on(xs, row, reader)
-        parts = self.parts_on(xs, row, reader)
-        return torch.cat([self._dropped(x, row, owner, reader) for owner, x in enumerate(parts)], dim=1)
+    def join(self, parts: list[Tensor], row: str, reader: int) -> Tensor:
+        if row in self.before:
+            parts = [self._dropped(x, row, owner, reader) for owner, x in enumerate(parts)]
+        return super().join(parts, row, reader)
 
     def _dropped(self, x: Tensor, row: str, owner: int, reader: int) -> Tensor:
         block = self.net.hosted[owner][self.before[row]]

@@ -60,6 +60,32 @@ def test_gather_brings_all_to_tower_0_and_scatters_gradients_home():
     }
 
 
+def exposed():
+    """Seconds that each device has waited for copies so far."""
+    torch.fake.synchronize()
+    return [torch.fake.exposed(index) for index in range(2)]
+
+
+@pytest.mark.parametrize("towers", [2, 4])
+def test_copies_of_a_row_are_asked_for_together(towers):
+    """Both directions of a link run at once, forward and backward: nobody's copy waits for what another worked on."""
+    devices = [torch.device(f"fake:{tower % 2}") for tower in range(towers)]
+    xs, exchange = leaves(devices), LocalExchange(devices)
+    fake.set_link(1e30, 1.0)
+    each_way = towers**2 // 4  # a link takes one after another
+    try:
+        begun = exposed()
+        received = exchange.all_gather(xs, "conv3")
+        there = exposed()
+        assert [b - a for a, b in zip(begun, there, strict=True)] == pytest.approx([each_way] * 2, rel=0.01)
+        torch.autograd.backward(received, [torch.ones_like(x) for x in received])
+        back = [b - a for a, b in zip(there, exposed(), strict=True)]
+        assert back == pytest.approx([each_way] * 2, rel=0.01)
+    finally:
+        fake.reset()
+    assert all(torch.equal(x.grad.cpu(), torch.full((2, 2), float(towers))) for x in xs)
+
+
 def test_images_travel_once_to_each_device():
     fake.clear_copies()
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)

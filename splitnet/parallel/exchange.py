@@ -145,10 +145,11 @@ class LocalExchange:
         return [copies[device] for device in self.devices]
 
     def all_gather(self, xs: list[Tensor], row: str) -> list[Tensor]:
-        return [self.gather_on(xs, row, reader) for reader in range(len(self.devices))]
+        return self.gather_on(xs, row, range(len(self.devices)))
 
     def gather(self, xs: list[Tensor], row: str) -> Tensor:
-        return self.gather_on(xs, row, reader=0)
+        [x] = self.gather_on(xs, row, [0])
+        return x
 
     def begin_all_gather(self, xs: list[Tensor], row: str) -> Sequence[Tensor | Arriving]:
         return self._begin(xs, row, range(len(self.devices)))
@@ -178,22 +179,37 @@ class LocalExchange:
 
         return [Arriving(reader, own[reader], partial(rest, reader)) for reader in readers]
 
+    def carry_all(self, xs: Sequence[Tensor], transfers: Sequence[Transfer]) -> tuple[Tensor, ...]:
+        """Each tensor on its transfer's way: recorded, cast for it, copied, and cast back."""
+        for transfer in transfers:
+            self.ledger.record(transfer)
+        pairs = list(zip(xs, transfers, strict=True))
+        leaving = [self.wire.leaving(x, there.phase) for x, there in pairs]
+        carried = [self.carry(x, self.devices[there.target]) for x, there in zip(leaving, transfers, strict=True)]
+        return tuple(self.wire.arrived(c, x.dtype, t.phase) for c, (x, t) in zip(carried, pairs, strict=True))
+
     def collect(self, shares: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]] | None:
         """Every tower's tensors are here already."""
         return list(shares)
 
-    def gather_on(self, xs: list[Tensor], row: str, reader: int) -> Tensor:
-        """All channels on the reader's device, tower 0's first whoever reads."""
-        return torch.cat(self.parts_on(xs, row, reader), dim=1)
+    def gather_on(self, xs: list[Tensor], row: str, readers: Sequence[int]) -> list[Tensor]:
+        """All channels on each reader's device."""
+        sent = self.send(xs, row, readers)
+        return [self.join([sent.get((o, r), x) for o, x in enumerate(xs)], row, r) for r in readers]
 
-    def parts_on(self, xs: list[Tensor], row: str, reader: int) -> list[Tensor]:
-        """Every tower's channels on the reader's device: its own as they are, the others' sent."""
-        return [x if owner == reader else self.send(x, row, owner, reader) for owner, x in enumerate(xs)]
+    def join(self, parts: list[Tensor], row: str, reader: int) -> Tensor:
+        """All channels of what is on a reader's device, tower 0's first whoever reads."""
+        return torch.cat(parts, dim=1)
 
-    def send(self, x: Tensor, row: str, owner: int, reader: int) -> Tensor:
-        """One tower's channels on another's device; recorded, and backward again."""
-        received: Tensor = _Send.apply(x, self, Transfer(row, "forward", owner, reader, self.wire.bytes(x)))
-        return received
+    def send(self, xs: list[Tensor], row: str, readers: Sequence[int]) -> dict[tuple[int, int], Tensor]:
+        """Every tower's channels on the device of each other reader, by (owner, reader); recorded, and backward again.
+
+        A device copies once it has done what it was asked for before, so every copy is asked for before the first
+        that came is worked on: both directions of a link run at once.
+        """
+        pairs = [(o, r) for r in readers for o in range(len(xs)) if o != r]
+        transfers = [Transfer(row, "forward", o, r, self.wire.bytes(xs[o])) for o, r in pairs]
+        return dict(zip(pairs, _Send.apply(self, transfers, *xs), strict=True)) if pairs else {}
 
 
 class UndividedExchange(LocalExchange):
@@ -214,22 +230,24 @@ class UndividedExchange(LocalExchange):
 
 
 class _Send(torch.autograd.Function):
-    """A copy to the reader's device; backward, the gradient's copy to the owner's."""
+    """Copies to the readers' devices; backward, the gradients' copies to the owners', and their sums."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: LocalExchange, there: Transfer) -> Tensor:
-        ctx.home, ctx.exchange, ctx.there = x.device, exchange, there
-        exchange.ledger.record(there)
-        wire = exchange.wire
-        received = exchange.carry(wire.leaving(x, "forward"), exchange.devices[there.target])
-        return wire.arrived(received, x.dtype, "forward")
+    def forward(ctx: Any, exchange: LocalExchange, transfers: list[Transfer], *xs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.exchange, ctx.transfers, ctx.towers = exchange, transfers, len(xs)
+        return exchange.carry_all([xs[there.source] for there in transfers], transfers)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         exchange: LocalExchange = ctx.exchange
-        exchange.ledger.record(_homewards(ctx.there, exchange.wire.bytes(grad)))
-        received = exchange.carry(exchange.wire.leaving(grad, "backward"), ctx.home)
-        return exchange.wire.arrived(received, grad.dtype, "backward"), None, None
+        found = [(grad, there) for grad, there in zip(grads, ctx.transfers, strict=True) if grad is not None]
+        back = [_homewards(there, exchange.wire.bytes(grad)) for grad, there in found]
+        totals: list[Tensor | None] = [None] * ctx.towers
+        for home, there in zip(exchange.carry_all([grad for grad, _ in found], back), back, strict=True):
+            total = totals[there.target]
+            totals[there.target] = home if total is None else total + home
+        return None, None, *totals
 
 
 def _homewards(there: Transfer, size: int) -> Transfer:
