@@ -8,8 +8,9 @@ VENV := .venv/bin/python
 READY := .venv/.installed
 OLDEST := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 PYTEST := $(VENV) -m pytest
-# Tests keep to one thread each; a process takes 0.6 GB. Those of a file share what it starts once.
-SPREAD := -n auto --maxprocesses 4 --dist loadfile
+# Tests keep to one thread each; a process takes 0.6 GB. Those of a file share what it starts once; files that take long
+# come first (tests/conftest.py), so that none of them is left over at the end.
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CUDA := gpu or two_gpus
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

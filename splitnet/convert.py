@@ -37,6 +37,14 @@ MOST_TOWERS = 8
 """Numbers of towers that are tried where nothing says how many there are."""
 
 
+SCALES: Mapping[str, Any] = {"0..1": "0..1", "minus-mean": "0..255 minus mean"}
+"""What a run calls the pixels that its network sees, and what tables do."""
+PIXELS = {table: run for run, table in SCALES.items()}
+
+NORMALISED = "minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225)"
+"""What torchvision's download was trained on: pytorch.org/vision, AlexNet_Weights.IMAGENET1K_V1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
     """The command line."""
@@ -90,9 +98,16 @@ class Conversion:
         table = self.architecture
         crosses = ",".join(layer.name for layer in table.layers if layer.crosses and not layer.home)
         said = {"preset": table.name, "towers": table.towers, "crosses": crosses or "none"}
-        pixels = f"{table.channels}x{table.size}x{table.size}, {'RGB ' * (table.channels == 3)}{table.pixels}"
-        said |= {"dropout_scales": table.dropout_scales, "images": pixels}
+        said |= {"dropout_scales": table.dropout_scales, "pixels": PIXELS[table.pixels], "images": self.images}
         return {METADATA: json.dumps(said | ({"classes": self.classes} if self.classes else {}))}
+
+    @property
+    def images(self) -> str:
+        """What the network reads."""
+        table = self.architecture
+        normalised = f", {NORMALISED}" * (self.source.layout == "torchvision")
+        shape = f"{table.channels}x{table.size}x{table.size}"
+        return f"{shape}, {'RGB ' * (table.channels == 3)}{table.pixels}{normalised}"
 
     def encoded(self) -> bytes:
         """All of the file."""
@@ -178,14 +193,17 @@ def _own(source: Source, options: ConvertOptions) -> Architecture:
 
 
 def _adapted(table: Architecture, source: Source) -> Architecture:
-    """For the images and classes that the weights are for, with dropout as they were trained with."""
+    """For the images and classes that the weights are for, with dropout and pixels as they were trained with."""
     first, last = (source.tensors.get(f"{row.name}.weight") for row in (table.layers[0], table.layers[-1]))
     channels = first.shape[1] or None if first is not None and first.dim() == 4 else None
     classes = len(last) or None if last is not None and last.dim() else None
     scales: Any = _setting(source, "dropout_scales") or "training"
     if scales not in ("training", "testing"):
         raise UsageError(f"dropout_scales {scales!r}: training or testing is expected")
-    return replace(table.adapted(channels, classes), dropout_scales=scales)
+    pixels = SCALES.get(_setting(source, "pixels") or "0..1") if source.settings else table.pixels
+    if pixels is None:
+        raise UsageError(f"pixels {source.settings['pixels']!r}: {' or '.join(SCALES)} is expected")
+    return replace(table.adapted(channels, classes), dropout_scales=scales, pixels=pixels)
 
 
 def _setting(source: Source, name: str) -> Any:
@@ -247,6 +265,10 @@ def notes(conversion: Conversion) -> Iterator[str]:
         yield "Train on with --dropout-scales training, under --recipe 2012 too."
     elif source.layout == "cuda-convnet":
         yield "No hs layer is in it: dropout is taken to be made up for in training."
+    elif source.layout == "torchvision":
+        yield f"Its download was trained on pixels {NORMALISED}, which no --pixels of run gives."
+    elif source.layout == "splitnet" and table.pixels != "0..1" and source.settings:
+        yield "It reads pixels of 0..255 minus the mean image of its training images, which is not in the file."
     elif source.layout == "splitnet" and not source.settings:
         yield "The file does not say how it was trained: dropout is taken to be made up for in training."
 

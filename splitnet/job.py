@@ -89,9 +89,9 @@ class RunOptions(RecipeOptions, NetworkOptions):
             "steps": 0,
             "seed": 0,
             "save_every": 1,
-            "conv1_drop": 1,
-            "conv1_freeze": 1,
-            "noise_until": 1,
+            "conv1_drop": 0,
+            "conv1_freeze": 0,
+            "noise_until": 0,
         }
         most = {"threads": (1, 1024), "batch_size": (1, 65536), "timeout": (5, 86400), "workers": (0, 256)}
         check_bounds(self, {name: (n, LARGEST) for name, n in least.items()} | most)
@@ -222,8 +222,9 @@ def _view(options: RunOptions, dataset: Dataset, architecture: Architecture) -> 
     mean = pixels.mean if pixels is not None and options.pixels == "minus-mean" else None
     noise = None
     if pixels is not None and pixels.components is not None and noisy:
-        noise = Noise(pixels.components, options.color_noise, options.noise_shrinks, options.noise_until)
-    view = View(mean, wanted.crops, options.flips, noise, options.views)
+        noise = Noise(pixels.components, options.color_noise, options.noise_shrinks, options.noise_until or None)
+    measured = 0 if pixels is None else pixels.images
+    view = View(mean, wanted.crops, options.flips, noise, options.views, measured=measured)
     view.check(dataset.channels)
     return view
 

@@ -1,6 +1,7 @@
 """The command line from a frozen dataclass: each option is written once, with its default and its help."""
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -141,10 +142,28 @@ def out_of_memory(error: BaseException) -> int:
 
 
 def guarded(main: Callable[[], int | None]) -> NoReturn:
-    """Run a main and exit: bad usage is one line and 2, an interrupt at whatever moment 130, neither a traceback."""
+    """Run a main and exit: bad usage is one line and 2, an interrupt at whatever moment 130, neither a traceback.
+
+    A command whose output nobody reads any more ends quietly, with 1 where it would have with 0.
+    """
+    code: Any = 1
     try:
-        sys.exit(main())
-    except UsageError as error:
-        sys.exit(refuse(error))
+        code = _ended(main)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed again at the exit
+        code = code or 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    sys.exit(code)
+
+
+def _ended(main: Callable[[], int | None]) -> Any:
+    """The exit status, or what a SystemExit has in its place."""
+    try:
+        return main()
+    except UsageError as error:
+        return refuse(error)
+    except SystemExit as end:
+        return end.code

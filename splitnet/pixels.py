@@ -162,13 +162,13 @@ def write_pixels(path: Path, pixels: Pixels, subject: Subject, broken: int) -> N
     _write(path, tensors, subject, {"images": pixels.images, "broken": broken})
 
 
-def is_of(path: Path, subject: Subject) -> bool:
-    """Whether there is a whole file, and of this."""
+def is_of(path: Path, subject: Subject | None = None) -> bool:
+    """Whether there is a whole file, and of this; None: of whatever."""
     try:
         _, about = _read(path, "")
     except UsageError:
         return False
-    return all(about.get(name) == value for name, value in asdict(subject).items())
+    return subject is None or all(about.get(name) == value for name, value in asdict(subject).items())
 
 
 def read_pixels(path: Path, channels: int, side: int, classes: Sequence[str] | None = None) -> Pixels:
@@ -178,7 +178,7 @@ def read_pixels(path: Path, channels: int, side: int, classes: Sequence[str] | N
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file; {MAKE} {path.parent} makes it")
-    again = f"{MAKE} {path.parent} makes it anew"
+    again = f"remove it, and {MAKE} {path.parent} makes it anew"
     tensors, about = _read(path, again)
     mean = tensors.get("mean", torch.empty(0))
     if mean.shape != (channels, side, side):
@@ -216,6 +216,8 @@ def _read(path: Path, again: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         told = json.loads(header["__metadata__"]["splitnet"])
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # safetensors' own error, Python's, or PyTorch's
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UsageError(f"{path}: not a file of ours ({reason}); {again}") from error

@@ -207,6 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             already = f"{job.path} is there already, of these images."
             console.print(already, highlight=False, markup=False, soft_wrap=True)
             return 0
+        if is_of(job.path):  # it may have taken hours
+            raise UsageError(
+                f"{job.path}: is there already, of other images or another size; remove it to make this one"
+            )
         return prepare(job, console)
     except UsageError as error:
         return refuse(UsageError(str(error).removeprefix("--data-dir ")))

@@ -1,6 +1,6 @@
 """Recipes: how a network is trained, as options of their own with a source's values under one name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -64,9 +64,9 @@ class RecipeOptions:
     weight_decay: float = option(0.0, "pull of weights towards 0, as a share of the rate")
     decay_biases: bool = option(False, "of biases as well")
     drops: str | None = option(None, "epochs after which the rate is divided by 10, joined by commas, plateau, or none")
-    bias_drops: str | None = option(None, "of biases, where they are others")
-    conv1_drop: int | None = option(None, "epoch after which the rate of the first weights is divided once more")
-    conv1_freeze: int | None = option(None, "epoch after which the first weights stay as they are")
+    bias_drops: str | None = option(None, "of biases, where they are others, or none")
+    conv1_drop: int | None = option(None, "epoch after which the first weights' rate is divided once more; 0: never")
+    conv1_freeze: int | None = option(None, "epoch after which the first weights stay as they are; 0: never")
     init: str = option("pytorch", "initial weights", get_args(Initial))
     shuffle: str = option(
         "epochs", "the order of images: drawn for each epoch, or once, as in 2012", ("epochs", "once")
@@ -82,7 +82,7 @@ class RecipeOptions:
     )
     flips: bool = option(False, "mirror half of the training images")
     color_noise: float = option(0.0, "share of noise along the colours' principal components")
-    noise_until: int | None = option(None, "epoch after which there is no noise")
+    noise_until: int | None = option(None, "epoch after which there is no noise; 0: never")
     noise_shrinks: bool = option(False, "noisy pixels are divided by 1 + color-noise, as in 2012")
     views: int = option(1, "of a test image: its centre, or 10 crops with averaged probabilities")
 
@@ -102,8 +102,8 @@ class RecipeOptions:
             wanted = "a positive number" if most is None else f"at least 0 and below {most:g}"
             raise UsageError(f"{option_} {value}: {wanted}")
         drop, freeze = self.conv1_drop, self.conv1_freeze
-        if drop is not None and freeze is not None and drop >= freeze:
-            raise UsageError(f"--conv1-drop {drop}: the first weights stay as they are from epoch {freeze} on")
+        if drop and freeze and drop >= freeze:
+            raise UsageError(f"--conv1-drop {drop}: after epoch {freeze} the first weights stay as they are")
         _ = self.schedule
         if self.views not in (1, 10):
             raise UsageError(f"--views {self.views}: 1 (the centre) or 10 (corners, centre, and all mirrored)")
@@ -117,19 +117,17 @@ class RecipeOptions:
             return  # with --color-noise 0 and the like, what a recipe says of noise goes without saying
         if self.decay_biases and not self.weight_decay:
             raise UsageError("--decay-biases: there is no --weight-decay")
-        if self.noise_until is not None and not self.color_noise:
+        if self.noise_until and not self.color_noise:
             raise UsageError(f"--noise-until {self.noise_until}: there is no --color-noise")
         if self.noise_shrinks and not self.color_noise:
             raise UsageError("--noise-shrinks: there is no --color-noise")
 
     @property
     def schedule(self) -> Schedule:
-        drops: tuple[int, ...] | Literal["plateau"] = ()
-        if self.drops == "plateau":
-            drops = "plateau"
-        elif self.drops != "none":
-            drops = _epochs(self.drops, "--drops") or ()
-        return Schedule(drops, _epochs(self.bias_drops, "--bias-drops"), self.conv1_drop, self.conv1_freeze)
+        plateau: Literal["plateau"] = "plateau"
+        drops = plateau if self.drops == plateau else _epochs(self.drops, "--drops") or ()
+        bias_drops = _epochs(self.bias_drops, "--bias-drops")
+        return Schedule(drops, bias_drops, self.conv1_drop or None, self.conv1_freeze or None)
 
     @property
     def update(self) -> Update:
@@ -154,9 +152,18 @@ FIELDS = tuple(entry.name for entry in fields(RecipeOptions))
 """Names of all that a recipe may set, and "recipe" itself; epochs and batch_size are a run's own."""
 
 
-def defaults(recipe: str | None, said: set[str]) -> dict[str, Any]:
-    """What a recipe says of options that a command line, which named `said`, leaves open."""
+OF_OPTIMIZER = ("lr", "bias_lr", "momentum", "weight_decay", "decay_biases")
+"""What holds for a recipe's own optimizer alone."""
+
+
+def defaults(recipe: str | None, said: Collection[str], optimizer: str | None = None) -> dict[str, Any]:
+    """What a recipe says of options that a command line, which named `said`, leaves open.
+
+    `optimizer`: the one that was said, if any: with another than its own a recipe's rates and decay do not hold.
+    """
     found = {name: value for name, value in RECIPES.get(recipe or "", {}).items() if name not in said}
+    if optimizer not in (None, RECIPES.get(recipe or "", {}).get("optimizer")):
+        found = {name: value for name, value in found.items() if name not in OF_OPTIMIZER}
     if "steps" in said:
         found.pop("epochs", None)
     return found
@@ -164,35 +171,50 @@ def defaults(recipe: str | None, said: set[str]) -> dict[str, Any]:
 
 def told(options: RecipeOptions, noisy: bool) -> str:
     """A recipe in a line, as it is after what overrides it. `noisy`: whether the images have colours to change."""
-    update, schedule = options.update, options.schedule
-    said = [f"{update.optimizer}, rate {update.rate:g}"]
-    if update.bias_lr is not None:
-        said[-1] += f" ({update.bias_lr:g} for biases)"
-    if update.weight_decay:
-        said.append(f"decay {update.weight_decay:g}{'' if update.decay_biases else ' (not of biases)'}")
-    if schedule.drops == "plateau":
-        said.append("a tenth of the rate on a plateau")
-    elif schedule.drops:
-        said.append(f"a tenth of the rate after epochs {', '.join(map(str, schedule.drops))}")
+    said = [*_told_of_rates(options), f"initial weights {options.init}"]
+    if options.dropout_scales == "testing":
+        said.append("dropout made up for in tests")
+    if options.pixels == "minus-mean":
+        said.append("images minus their mean")
     if options.shuffle == "once":
-        said.append("one order of images")
+        said.append("in one order")
     if options.crops != "none":
-        said.append("crops of each image" if options.crops == "images" else "crops of 32 images each")
+        said.append("crops of each" if options.crops == "images" else "crops of 32 alike")
     said += ["mirrored"] * options.flips
     if options.color_noise:
-        said.append("noise of colours" if noisy else "no noise of colours (the images are grey)")
+        until = f" until epoch {options.noise_until}" if options.noise_until else ""
+        told_ = f"{options.color_noise:g} of noise of colours{until}"
+        said.append(told_ if noisy else "no noise of colours (they are grey)")
     if options.views > 1:
-        said.append(f"{options.views} views of a test image")
+        said.append(f"{options.views} views in a test")
     return f"Recipe {options.recipe}: {', '.join(said)}."
 
 
+def _told_of_rates(options: RecipeOptions) -> Iterator[str]:
+    update, schedule = options.update, options.schedule
+    biases = "" if update.bias_lr is None else f" ({update.bias_lr:g} for biases)"
+    yield f"{update.optimizer}, rate {update.rate:g}{biases}"
+    if update.weight_decay:
+        yield f"decay {update.weight_decay:g}{'' if update.decay_biases else ' (not of biases)'}"
+    others = {} if schedule.bias_drops is None else {" for biases": schedule.bias_drops}
+    for whose, drops in ({"": schedule.drops} | others).items():
+        if drops == "plateau":
+            yield "a tenth of it on each plateau"
+        elif drops:
+            yield f"a tenth of it{whose} after {' and '.join(map(str, drops))} epochs"
+    if schedule.first_drop is not None:
+        yield f"for the first weights also after {schedule.first_drop}"
+    if schedule.first_freeze is not None:
+        yield f"the first weights frozen after {schedule.first_freeze}"
+
+
 def _epochs(text: str | None, name: str) -> tuple[int, ...] | None:
-    if text is None:
-        return None
+    if text in (None, "none"):
+        return None if text is None else ()
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        plateau = ", or plateau" if name == "--drops" else ""
-        raise UsageError(f"{name} {text}: epochs joined by commas, such as 25,51,79{plateau}")
+        others = ", plateau, or none" if name == "--drops" else ", or none"
+        raise UsageError(f"{name} {text}: epochs joined by commas, such as 25,51,79{others}")
     found = tuple(map(int, words))
     if list(found) != sorted(set(found)):
         raise UsageError(f"{name} {text}: each epoch later than the one before")

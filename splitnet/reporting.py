@@ -61,6 +61,7 @@ class Report:
             "devices": [device for own in devices for device in own],
             "reason": job.placement.reason,
             "data": job.dataset.origin,
+            "classes": list(job.dataset.classes),
             "threads": torch.get_num_threads(),
             "allocator": job.allocator,
             "machine": None if self.emulation is None else self.emulation.as_dict(),
@@ -75,6 +76,9 @@ class Report:
         self._write()
         self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
         self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
+        if 0 < job.view.measured < len(job.dataset.train):
+            few = f"The mean image, and colours, are of {job.view.measured:,} of them."
+            self.console.print(few, highlight=False, soft_wrap=True)
         if job.options.recipe is not None:
             recipe = recipes.told(job.options, has_noise(job.options, job.dataset))
             self.console.print(recipe, highlight=False, soft_wrap=True)
@@ -86,6 +90,8 @@ class Report:
                 f"Every {counted(job.options.save_every, 'step')} a checkpoint in {self.folder.path / 'checkpoints'}"
             )
             self.console.print(every, highlight=False, soft_wrap=True)
+        if not job.options.save_every:
+            self.console.print("Weights are not kept (--save-every N keeps them).", highlight=False)
         if self.emulation is not None:
             self.console.print(str(self.emulation), highlight=False, soft_wrap=True)
         slow = [device for device in job.placement.devices if is_slow(job.execution.precision, device)]
@@ -110,10 +116,10 @@ class Report:
             self.folder.append(type(record).__name__.lower(), record)
 
     def say_rates(self, epoch: int, rates: Mapping[Kind, float]) -> None:
-        """That they are others from this epoch on."""
+        """That they are others after so many epochs."""
         of_kinds = ", ".join(f"{rate:g} of {KINDS[kind]}" for kind, rate in rates.items())
         told = of_kinds if len(rates) > 1 else f"{rates['weights']:g}"
-        self.console.print(f"From epoch {epoch:,} on, learning rate {told}.", highlight=False, soft_wrap=True)
+        self.console.print(f"After epoch {epoch:,}: learning rate {told}.", highlight=False, soft_wrap=True)
 
     def records(self, kind: type[Step] | type[Test]) -> list[dict[str, Any]]:
         """All of the run, in order, as in steps.jsonl."""
@@ -165,10 +171,16 @@ class Report:
     def say_interrupted(self) -> None:
         """What is kept, and how to go on."""
         self.console.print("Interrupted: what was recorded is kept.")
-        saved = Checkpoints(self.folder.path).steps() if self.folder is not None else []
-        if self.folder is not None and saved:
-            go_on = f"Saved at step {saved[-1]:,}; to go on: --resume {self.folder.path}"
+        if self.folder is None:
+            return
+        saved = Checkpoints(self.folder.path).steps()
+        steps = len(self.records(Step))
+        if saved:
+            of = f" of {steps:,}" * (saved[-1] < steps)
+            go_on = f"Saved at step {saved[-1]:,}{of}; to go on: --resume {self.folder.path}"
             self.console.print(go_on, highlight=False, soft_wrap=True)
+        elif self.job.options.save_every and steps:
+            self.console.print("There was no time for a checkpoint: weights are lost.", highlight=False)
 
     def say_where(self) -> None:
         if self.folder is not None:

@@ -36,12 +36,15 @@ def read_options(description: str, argv: Sequence[str] | None, party: Party) -> 
     """
     found = given(RunOptions, argv, "run", description)
     said = set(found)
-    options = parse(RunOptions, "run", description, argv, recipes.defaults(found.get("recipe"), said))
+    of_recipe = recipes.defaults(found.get("recipe"), said, found.get("optimizer"))
+    options = parse(RunOptions, "run", description, argv, of_recipe)
     if options.resume is not None and options.weights is not None:  # a restarted job may have both
         raise UsageError(f"--weights {options.weights}: --resume {options.resume} has its own; give one of them")
     for name in ("weights", "resume"):
         if "init" in said and name in said:
             raise UsageError(f"--init {options.init}: --{name} {getattr(options, name)} has weights; give one of them")
+    if {"out", "resume"} <= said:
+        raise UsageError(f"--out {options.out}: --resume {options.resume} goes on in its own folder")
     party.watch(options.timeout)
     checkpoint, defaults = None, {}
     if party.first:
@@ -85,14 +88,29 @@ def check_resumes(job: Job) -> None:
     except UsageError as error:
         raise UsageError(f"--resume {run}: {error}") from error
     plain = RunOptions()  # what settings leave out
-    for name in dict.fromkeys([*job.settings, *checkpoint.settings]):
+    for name in sorted({**job.settings, **checkpoint.settings}, key=NAMED.__contains__):  # options before these
         default = getattr(plain, name, None)
         value, theirs = job.settings.get(name, default), checkpoint.settings.get(name, default)
         if theirs != value:
             option = NAMED.get(name, f"--{name.replace('_', '-')}")
-            was = f"without {option}" if theirs is None else f"with {option} {theirs}"
-            raise UsageError(f"--resume {run}: it was trained {was}, not {'without' if value is None else value}")
+            was = (
+                f"without {option}" if theirs in (None, False) else f"with {option} {'' if theirs is True else theirs}"
+            )
+            now = {None: "without", False: "without", True: "with it"}.get(value, value)
+            raise UsageError(f"--resume {run}: it was trained {was.rstrip()}, not {now}")
+    _check_goes_on(job, checkpoint)
     if len(checkpoint.schedule) != job.options.update.groups:
         one, other = ("one rate for all weights", "rates or decay by kind (--bias-lr, --conv1-freeze and the like)")
         was, now = (one, other) if len(checkpoint.schedule) == 1 else (other, one)
         raise UsageError(f"--resume {run}: it was trained with {was}, not with {now}")
+
+
+def _check_goes_on(job: Job, checkpoint: Checkpoint) -> None:
+    """UsageError if it has more steps or epochs already than it is to have in all."""
+    limits = job.options.limits
+    for name, done in {"steps": checkpoint.step, "epochs": checkpoint.epoch + (checkpoint.batch > 0)}.items():
+        wanted = limits[name]
+        if wanted is not None and wanted < done:
+            raise UsageError(
+                f"--{name} {wanted}: --resume {job.options.resume} has {done:,} already; say how many in all"
+            )

@@ -15,6 +15,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from splitnet import pickled_arrays
 from splitnet.errors import UsageError
+from splitnet.measure.records import read_run
 from splitnet.network.foreign import LAYOUTS, Source, layout_of
 from splitnet.network.weights import METADATA
 from splitnet.pickled_arrays import Array
@@ -36,6 +38,10 @@ KINDS = (*LAYOUTS, "splitnet")
 
 _TORCH = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 """Archives of PyTorch 1.6 and later, and files of before."""
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
+"""What PyTorch says of a file that asks for more than tensors."""
+_PARALLEL = "module."
+"""What DataParallel and DistributedDataParallel put in front of names."""
 _STEP = re.compile(r"step-([0-9]{10,19})")
 
 
@@ -56,7 +62,7 @@ def read(path: Path, kind: str | None = None) -> Source:
         raise UsageError(f"{path}: does not fit in memory") from error
     try:
         if checkpoint is not None:
-            return _by_name("checkpoint", kind, checkpoint.weights, checkpoint.settings)
+            return _by_name("checkpoint", kind, checkpoint.weights, checkpoint.settings | _classes(path))
         return _read(path.suffix, data, kind)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -68,6 +74,14 @@ def _checkpoint(path: Path) -> checkpoint_files.Checkpoint | None:
     if (match := _STEP.fullmatch(folder.name)) and folder.is_dir():
         return checkpoint_files.read(folder, int(match[1]))
     return Checkpoints(path).last() if path.is_dir() else None
+
+
+def _classes(path: Path) -> dict[str, Any]:
+    """What the run of a checkpoint calls its classes, where that can be read."""
+    for folder in (path, *path.absolute().parents[:3]):
+        with suppress(UsageError):
+            return {"classes": found} if (found := read_run(folder).get("classes")) else {}
+    return {}
 
 
 def _read(suffix: str, data: bytes, kind: str | None) -> Source:
@@ -100,8 +114,11 @@ def _by_name(
 def _torch(data: bytes) -> dict[str, Tensor]:
     try:
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle have an error each
-        raise UsageError(f"truncated, or not a PyTorch file of tensors alone ({_line(error)})") from error
+    except Exception as error:  # torch, zipfile and pickle have an error each, and long advice
+        if asked := _GLOBAL.search(str(error)):
+            wanted = "tensors alone are read: save the module's state_dict()"
+            raise UsageError(f"asks for {_line(asked[1])!r}; {wanted}") from error
+        raise UsageError("truncated, or not a PyTorch file of tensors alone") from error
     if isinstance(found, Mapping) and isinstance(found.get("state_dict"), Mapping):
         found = found["state_dict"]
     if not isinstance(found, Mapping) or not found:
@@ -109,6 +126,8 @@ def _torch(data: bytes) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UsageError(f"{_line(name)!r} is a {type(tensor).__name__}; tensors by name are expected")
+    if all(name.startswith(_PARALLEL) for name in found):
+        return {name.removeprefix(_PARALLEL): tensor for name, tensor in found.items()}
     return dict(found)
 
 

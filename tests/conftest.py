@@ -43,8 +43,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests last, so that in a mixed run they skip by rule and not by the alphabet."""
-    items.sort(key=gpus_needed)
+    """GPU tests last, so that in a mixed run they skip by rule and not by the alphabet; files that take long first."""
+    items.sort(key=lambda item: (gpus_needed(item), not item.get_closest_marker("ranks"), not _slow(item)))
+
+
+def _slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

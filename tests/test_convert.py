@@ -20,7 +20,7 @@ from foreign_weights import (
 from layouts import small
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from whole_runs import QUIET, made
+from whole_runs import made
 
 from splitnet import convert, onnx_graph, weight_files
 from splitnet.errors import UsageError
@@ -374,14 +374,25 @@ def test_a_pytorch_file_by_our_names(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_becomes_a_graph(full, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("pixels", "told"), [("0..1", "1x96x96, 0..1"), ("minus-mean", "1x96x96, 0..255 minus mean")])
+def test_a_run_becomes_a_graph(full, monkeypatch, tmp_path, pixels, told):
+    """That says what the run's network reads, and what its classes are called."""
     monkeypatch.setattr(convert, "preset", small)
-    run = made(
-        tmp_path / "runs", *QUIET, "--data", "synthetic", "--steps", "2", "--save-every", "2", "--batch-size", "4"
-    )
+    words = ("--data", "fashion-mnist-small", "--steps", "2", "--save-every", "2", "--batch-size", "4")
+    run = made(tmp_path / "runs", *words, "--pixels", pixels)
     said = full(run, tmp_path / "out.onnx")
     assert (said.code, said.err) == (0, "")
     assert "fashion, 2 towers" in said.out
+    assert ("minus the mean image" in said.out) == (pixels == "minus-mean")
+    [entry] = onnx.load(tmp_path / "out.onnx").metadata_props
+    found = json.loads(entry.value)
+    assert (found["pixels"], found["images"]) == (pixels, told)
+    assert found["classes"][0] == "T-shirt/top"
+    weights_of = run / "checkpoints" / "step-0000000002" / "weights.safetensors"
+    (tmp_path / "alone.safetensors").write_bytes(weights_of.read_bytes())
+    assert full(tmp_path / "alone.safetensors", tmp_path / "again.safetensors", "--preset", "fashion").code == 0
+    with safe_open(tmp_path / "again.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["splitnet"])["images"] == told
 
 
 # A check that fails

@@ -49,6 +49,7 @@ def test_a_signal_ends_the_training_after_the_step_and_saves(tmp_path, number):
     done = len(losses(folder))
     assert done > 3
     assert "Interrupted: what was recorded is kept." in ended.out
+    assert f"Saved at step {done:,}; to go on: --resume" in ended.out
     assert (read_run(folder)["status"], read_run(folder)["steps"]) == ("interrupted", done)
     assert not (folder / "compare.json").exists()
     assert Checkpoints(folder).steps() == [done]

@@ -192,12 +192,35 @@ def test_it_is_made_once(images):
     code, out, _ = run(images, "--size", SIZE)
     assert (code, "is there already" in out) == (0, True)
     assert (images / FILE).stat().st_mtime_ns == before.st_mtime_ns
-    assert run(images, "--size", 56)[0] == 0  # another size is another file, in its place
-    assert content(images)[0]["mean"].shape == (3, 64, 64)
-    Image.new("RGB", (40, 40)).save(images / "train" / "a" / "more.png")
-    assert "Read 149" in run(images, "--size", 56)[1]
     (images / FILE).write_bytes(b"no file of ours")
+    assert "Read 148" in run(images, "--size", SIZE)[1]
+
+
+def test_a_whole_file_of_something_else_is_not_written_over(images):
+    assert run(images, "--size", SIZE)[0] == 0
+    before = (images / FILE).read_bytes()
+    Image.new("RGB", (40, 40)).save(images / "val" / "a" / "more.png")  # no training image
+    for words in (("--size", 56), ("--size", SIZE, "--images", 40)):
+        refused((images, *words), f"{images / FILE}: is there already, of other images or another size; remove it")
+        assert (images / FILE).read_bytes() == before
+    Image.new("RGB", (40, 40)).save(images / "train" / "a" / "more.png")
+    refused((images, "--size", SIZE), "of other images or another size; remove it")
+    (images / FILE).unlink()
     assert "Read 149" in run(images, "--size", 56)[1]
+    assert content(images)[0]["mean"].shape == (3, 64, 64)
+
+
+def test_a_folder_that_may_not_be_read_is_said(images, monkeypatch):
+    """Tests may run as root, who may read everything."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("train/b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    refused((images, "--size", SIZE), f"{images}/train/b: Permission denied")
 
 
 def test_a_part_of_the_images_is_chosen_by_chance_and_always_alike(images):
@@ -206,6 +229,7 @@ def test_a_part_of_the_images_is_chosen_by_chance_and_always_alike(images):
     (images / FILE).unlink()
     assert run(images, "--size", SIZE, "--images", 40)[0] == 0
     assert same(content(images), first)
+    (images / FILE).unlink()
     assert "Read 148" in run(images, "--size", SIZE, "--images", 1000)[1]
     assert not same(content(images), first)
 

@@ -17,6 +17,7 @@ from splitnet.network.presets import preset
 from splitnet.network.weights import draw
 from splitnet.party import Party
 from splitnet.pixels import measure
+from splitnet.recipes import told
 from splitnet.resuming import read_options
 from splitnet.training.checkpoint import Checkpoints
 from splitnet.training.optimizer import Update
@@ -73,6 +74,29 @@ def test_values_that_need_sgd_override_a_recipe_that_has_it():
     assert (found.update.momentum, found.update.weight_decay, found.optimizer) == (0.8, 0.001, "sgd")
 
 
+def test_every_change_of_a_recipe_can_be_left_out():
+    off = ("--drops", "none", "--bias-drops", "none", "--conv1-drop", "0", "--conv1-freeze", "0")
+    assert options("--recipe", "2012", *off).schedule == Schedule((), ())
+    assert not options("--recipe", "2012", *off, "--noise-until", "0").noise_until
+
+
+def test_another_optimizer_has_rates_of_its_own():
+    found = options("--recipe", "2012", "--optimizer", "adam", "--bias-lr", "0.5")
+    assert found.update == Update("adam", None, 0.5, by_kind=True)
+    assert options("--recipe", "2012", "--optimizer", "sgd").update == options("--recipe", "2012").update
+
+
+def test_the_line_of_a_recipe_tells_what_was_overridden():
+    usual = told(options("--recipe", "2012"), noisy=True)
+    for words in (
+        *(("--pixels", "0..1"), ("--init", "paper"), ("--dropout-scales", "training"), ("--bias-drops", "none")),
+        *(("--conv1-drop", "0"), ("--conv1-freeze", "0"), ("--noise-until", "0"), ("--shuffle", "epochs")),
+        *(("--lr", "0.5"), ("--bias-lr", "0.5"), ("--weight-decay", "0"), ("--drops", "3"), ("--no-flips",)),
+        *(("--crops", "none"), ("--color-noise", "0.2"), ("--views", "1"), ("--decay-biases",)),
+    ):
+        assert told(options("--recipe", "2012", *words), noisy=True) != usual, words
+
+
 def test_steps_take_the_place_of_a_recipes_epochs():
     found = options("--recipe", "2012", "--steps", "7")
     assert (found.steps, found.epochs) == (7, None)
@@ -91,12 +115,13 @@ def test_steps_take_the_place_of_a_recipes_epochs():
         ("--decay-biases", "--decay-biases: there is no --weight-decay"),
         ("--noise-until 3", "--noise-until 3: there is no --color-noise"),
         ("--noise-shrinks", "--noise-shrinks: there is no --color-noise"),
-        ("--drops 3,two", "--drops 3,two: epochs joined by commas, such as 25,51,79, or plateau"),
+        ("--drops 3,two", "--drops 3,two: epochs joined by commas, such as 25,51,79, plateau, or none"),
         ("--drops 0", "--drops 0: epochs joined by commas"),
-        ("--bias-drops plateau", "--bias-drops plateau: epochs joined by commas, such as 25,51,79"),
+        ("--bias-drops plateau", "--bias-drops plateau: epochs joined by commas, such as 25,51,79, or none"),
         ("--drops 6,3", "--drops 6,3: each epoch later than the one before"),
-        ("--conv1-freeze 0", "--conv1-freeze 0: at least 1"),
-        ("--conv1-drop 4 --conv1-freeze 4", "--conv1-drop 4: the first weights stay as they are from epoch 4 on"),
+        ("--conv1-freeze -1", "--conv1-freeze -1: at least 0"),
+        ("--out x --resume r", "--out x: --resume r goes on in its own folder"),
+        ("--conv1-drop 4 --conv1-freeze 4", "--conv1-drop 4: after epoch 4 the first weights stay as they are"),
         ("--init 2012 --weights w", "--init 2012: --weights w has weights; give one of them"),
         ("--init 2012 --resume r", "--init 2012: --resume r has weights; give one of them"),
         ("--views 5", "--views 5: 1 (the centre) or 10"),
@@ -145,17 +170,17 @@ def test_a_run_records_its_rates_and_says_when_they_change(tmp_path):
     assert [record["rates"] for record in records(folder, "test")] == [
         pytest.approx(dict(zip(kinds, rates, strict=True))) for rates in expected
     ]
-    told = [line for line in said.out.splitlines() if line.startswith("From epoch")]
+    told = [line for line in said.out.splitlines() if line.startswith("After epoch")]
     assert told == [
-        "From epoch 1 on, learning rate 0.001 of the first weights, 0.001 of other weights, 0.02 of biases.",
-        "From epoch 2 on, learning rate 0 of the first weights, 0.001 of other weights, 0.002 of biases.",
+        "After epoch 1: learning rate 0.001 of the first weights, 0.001 of other weights, 0.02 of biases.",
+        "After epoch 2: learning rate 0 of the first weights, 0.001 of other weights, 0.002 of biases.",
     ]
 
 
 def test_another_rate_of_a_run_that_goes_on_is_said_and_recorded(tmp_path):
     words = (*LENET, "--optimizer", "sgd", "--devices", "cpu", "--save-every", "9")
     folder = made(tmp_path, *words, "--epochs", "1")
-    assert "From epoch 1 on, learning rate 0.005." in goes_on(folder, "--epochs", "2", "--lr", "0.005").out
+    assert "After epoch 1: learning rate 0.005." in goes_on(folder, "--epochs", "2", "--lr", "0.005").out
     assert [record["rates"] for record in records(folder, "test")] == [{"weights": 0.01}, {"weights": 0.005}]
 
 
@@ -184,12 +209,26 @@ def test_what_a_run_cannot_change_is_refused_before_anything_is_touched(tmp_path
         (("--bias-lr", "0.02"), "it was trained with one rate for all weights, not with rates or decay by kind"),
         (("--pixels", "0..1"), "it was trained with --pixels minus-mean, not 0..1"),
         (("--recipe", "paper"), "it was trained without --recipe, not paper"),
+        (("--flips",), "it was trained without --flips, not with it"),
     ):
         said = command("--resume", folder, "--steps", "3", *words)
         assert said.code == 2
         assert line in said.line
         assert whole()
     assert Checkpoints(folder).last().settings["mean_image"]
+
+
+def test_a_run_that_is_to_end_before_it_stands_is_refused(tmp_path):
+    folder = made(tmp_path, *LENET, "--devices", "cpu", "--save-every", "9", "--epochs", "2")
+    whole = unchanged(folder)
+    for words, line in (
+        (("--epochs", "1"), f"--epochs 1: --resume {folder} has 2 already; say how many in all"),
+        (("--steps", "5"), f"--steps 5: --resume {folder} has 6 already; say how many in all"),
+    ):
+        said = command("--resume", folder, *words)
+        assert (said.code, said.line) == (2, line)
+        assert whole()
+    assert "0 steps" in goes_on(folder).out
 
 
 def test_another_mean_image_is_noticed(tmp_path, monkeypatch):

@@ -358,7 +358,15 @@ def test_another_pytorch_file_is_refused(path, content, line):
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickled_module_is_refused(path, legacy):
     torch.save(torch.nn.Sequential(torch.nn.Linear(2, 3)), path, _use_new_zipfile_serialization=not legacy)
-    assert refused(path).startswith("truncated, or not a PyTorch file of tensors alone (")
+    line = refused(path)
+    assert line.startswith("asks for 'torch.nn.modules.")
+    assert line.endswith("; tensors alone are read: save the module's state_dict()")
+
+
+def test_names_of_a_parallel_module_are_the_modules(path):
+    state = module_state("torchvision", FASHION)
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    assert read(path).tensors.keys() == state.keys()
 
 
 def test_safetensors_are_read_with_what_convert_said_of_them(path):

@@ -32,6 +32,7 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
     return {
         "title": {"text": literal(title), "standoff": 8, "font": {"size": 12}},
         "tickfont": {"size": 12},
+        "ticklabelstandoff": 6,  # the 0 of one axis stays clear of the other's
         "automargin": True,
         "fixedrange": True,
         "zeroline": False,
@@ -47,7 +48,6 @@ def _places(names: Sequence[str]) -> dict[str, Any]:
         ticktext=names,
         range=[len(names) - 0.5, -0.5],
         showgrid=False,
-        ticklabelstandoff=6,
     )
 
 

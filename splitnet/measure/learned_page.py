@@ -1,5 +1,6 @@
 """What was learned, for the page: charts of how far the towers specialise, and HTML that shows the rest."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -11,9 +12,13 @@ from splitnet.measure.learned_text import Group, Learned
 from splitnet.measure.svg import ink
 
 
-def charts(learned: Learned | None) -> list[Chart]:
-    """A chart for each group of figures."""
-    return [_chart(group) for group in words.groups(learned)]
+OVER, BESIDE, UNDER = 48, 48, 36
+"""Characters of a class's name over a bar (two lines), beside a picture, and under a small one."""
+
+
+def charts(learned: Learned | None, tests: Sequence[words.Record] = ()) -> list[Chart]:
+    """A chart for each group of figures. `tests`: the run's."""
+    return [_chart(group) for group in words.groups(learned, tests)]
 
 
 def _chart(group: Group) -> Chart:
@@ -72,7 +77,7 @@ def _filters(learned: Learned, filters: list[dict[str, Any]]) -> str:
 def _predictions(learned: Learned, shown: list[dict[str, Any]]) -> str:
     cells = []
     for one in shown:
-        head = tag("strong", escape(words.short(one["name"], 32))) + tag("span", escape(words.predicted(learned, one)))
+        head = _name(one, "strong", BESIDE) + tag("span", escape(words.predicted(learned, one)))
         head = _image(one["image"], f"Test image {one['place']:,}") + tag("div", head)
         bars = "".join(_bar(guess, guess["label"] == one["label"]) for guess in one["top"])
         cells.append(tag("li", tag("div", head, class_="one") + tag("ol", bars)))
@@ -81,22 +86,28 @@ def _predictions(learned: Learned, shown: list[dict[str, Any]]) -> str:
 
 def _bar(guess: dict[str, Any], true: bool) -> str:
     part = 100 * min(max(guess["probability"], 0.0), 1.0)
-    name = tag("span", escape(words.short(guess["name"], 24)))
     unseen = tag("span", " (true class)", class_="unseen") if true else ""
+    chance = tag("span", f"{guess['probability']:.2f}")
     bar = tag("i", "", style=f"--part:{part:.1f}%")
-    return tag("li", name + unseen + bar + tag("span", f"{guess['probability']:.2f}"), class_="true" if true else None)
+    return tag("li", _name(guess, "span", OVER) + unseen + chance + bar, class_="true" if true else None)
 
 
 def _nearest(query: dict[str, Any]) -> str:
-    """A line: the test image, and those nearest to it."""
-    first = _beside(query, f"Test image {query['place']:,}", "test image")
+    """The test image, and beside it a list of those nearest to it."""
+    first = tag("div", _beside(query, f"Test image {query['place']:,}", "test image"))
     others = [
         _beside(image, f"Training image {image['place']:,}", words.distance(image), image["label"] == query["label"])
         for image in query["images"]
     ]
-    return tag("ol", first + "".join(others), class_="nearest")
+    return tag("div", first + tag("ol", "".join(tag("li", other) for other in others)), class_="nearest")
 
 
 def _beside(image: dict[str, Any], alt: str, told: str, same: bool = True) -> str:
-    name = tag("strong" if same else "span", escape(words.short(image["name"], 20)))
-    return tag("li", _image(image["image"], alt) + name + tag("span", escape(told)))
+    name = _name(image, "strong" if same else "span", UNDER)
+    return _image(image["image"], alt) + name + tag("span", escape(told))
+
+
+def _name(one: dict[str, Any], kind: str, most: int) -> str:
+    """A class's name, and where it is cut the whole of it for the mouse."""
+    told, whole = words.short(one["name"], most), words.plain(one["name"])
+    return tag(kind, escape(told), title=whole if told != whole else None)

@@ -19,6 +19,8 @@ NAMES = {
 }
 """File name -> what it is, in a few words."""
 MARGIN = 12
+LINE = 14
+"""From a line of a class's name to the next."""
 TRUE, OTHER = "exchange", "forward"
 """Inks of the true class's bar, and of the others'."""
 LINES = ("forward", "backward", "optimizer", "data", "exchange", "input", "other")
@@ -74,38 +76,64 @@ def filters(learned: Learned, make: Maker = Picture) -> Canvas | None:
 
 
 def predictions(learned: Learned, make: Maker = Picture) -> Canvas | None:
-    """Test images, four beside each other, each over bars of its likeliest classes."""
+    """Test images, two beside each other, each beside bars of its likeliest classes."""
     shown = words.end(learned).get("predictions")
     if not shown:
         return None
-    wide, high = (WIDTH - 2 * MARGIN) / 4, 212
-    said = "; ".join(f"{words.short(one['name'], 24)}: {words.predicted(learned, one)}" for one in shown)
-    text = f"{words.PREDICTIONS} {said}."
-    canvas = make("Predictions", text, WIDTH, 44 + high * -(-len(shown) // 4))
+    lines = [shown[first : first + 2] for first in range(0, len(shown), 2)]
+    said = "; ".join(f"{words.short(one['name'], 48)}: {words.predicted(learned, one)}" for one in shown)
+    tall = 44 + sum(max(map(_tall, line)) for line in lines)
+    canvas = make("Predictions", f"{words.PREDICTIONS} {said}.", WIDTH, tall)
     canvas.word(MARGIN, 24, "Predictions of test images")
     canvas.rect(WIDTH - 208, 14, 11, 11, ink(TRUE))
     canvas.word(WIDTH - 192, 24, "true class", look="soft")
     canvas.rect(WIDTH - 118, 14, 11, 11, ink(OTHER))
     canvas.word(WIDTH - 102, 24, "other classes", look="soft")
-    for place, one in enumerate(shown):
-        _prediction(canvas, MARGIN + wide * (place % 4), 44 + high * (place // 4), learned, one)
+    y = 44.0
+    for line in lines:
+        for place, one in enumerate(line):
+            _prediction(canvas, MARGIN + (WIDTH - 2 * MARGIN) / 2 * place, y, learned, one)
+        y += max(map(_tall, line))
     return canvas
+
+
+def _head(one: dict[str, Any]) -> list[str]:
+    """An image's class, over its bars."""
+    return words.lines(one["name"], 36, 2)
+
+
+def _guess(guess: dict[str, Any]) -> list[str]:
+    """A likely class, beside its bar."""
+    return words.lines(guess["name"], 22, 2)
+
+
+def _tall(one: dict[str, Any]) -> float:
+    """What a prediction takes of the height, with the gap below."""
+    bars = sum(4 + LINE * len(_guess(guess)) for guess in one["top"])
+    return 20 + max(96, 26 + LINE * len(_head(one)) + bars)
 
 
 def _prediction(canvas: Canvas, x: float, y: float, learned: Learned, one: dict[str, Any]) -> None:
     canvas.picture(x, y, 96, 96, one["image"], f"test image {one['place']:,}: {one['name']}")
-    canvas.word(x + 104, y + 44, words.short(one["name"], 12))
-    canvas.word(x + 104, y + 62, words.predicted(learned, one), look="soft")
-    for place, guess in enumerate(one["top"]):
-        top, chance, true = (
-            y + 106 + 18 * place,
-            min(max(guess["probability"], 0.0), 1.0),
-            guess["label"] == one["label"],
-        )
-        canvas.word(x + 84, top + 10, words.short(guess["name"], 11), "end", "" if true else "soft")
+    head = _head(one)
+    _words(canvas, x + 108, y + 11, head)
+    top = y + 11 + LINE * len(head)
+    canvas.word(x + 108, top, words.predicted(learned, one), look="soft")
+    top += 15
+    for guess in one["top"]:
+        chance, true = min(max(guess["probability"], 0.0), 1.0), guess["label"] == one["label"]
+        name = _guess(guess)
+        _words(canvas, x + 284, top + 10, name, "end", "" if true else "soft")
         told = f"{guess['name']}: {100 * chance:.1f} %{', the true class' * true}"
-        canvas.rect(x + 90, top, 72 * chance, 12, ink(TRUE if true else OTHER), told)
-        canvas.word(x + 95 + 72 * chance, top + 10, f"{chance:.2f}", look="soft")
+        canvas.rect(x + 290, top, 72 * chance, 12, ink(TRUE if true else OTHER), told)
+        canvas.word(x + 295 + 72 * chance, top + 10, f"{chance:.2f}", look="soft")
+        top += 4 + LINE * len(name)
+
+
+def _words(canvas: Canvas, x: float, y: float, lines: Sequence[str], anchor: str = "start", look: str = "") -> None:
+    """Lines below each other."""
+    for place, line in enumerate(lines):
+        canvas.word(x, y + LINE * place, line, anchor, look)
 
 
 def nearest(learned: Learned, make: Maker = Picture) -> Canvas | None:
@@ -113,22 +141,25 @@ def nearest(learned: Learned, make: Maker = Picture) -> Canvas | None:
     found = words.end(learned).get("nearest")
     if not found or not found["queries"]:
         return None
-    high, first = 112, 150
+    first = 150
     most = max(1, *(len(query["images"]) for query in found["queries"]))
     wide = (WIDTH - first - MARGIN) / most
-    canvas = make("Nearest images", words.NEAREST.format(**found), WIDTH, 70 + high * len(found["queries"]))
+    fits = lambda image: words.lines(image["name"], int(wide / 8.5), 3)  # noqa: E731
+    tall = [112 + LINE * (max(len(fits(one)) for one in (query, *query["images"])) - 1) for query in found["queries"]]
+    canvas = make("Nearest images", words.NEAREST.format(**found), WIDTH, 70 + sum(tall))
     canvas.word(MARGIN, 24, "test image")
     told = f"nearest of {found['among']:,} training images, by {found['row']}: class, squared distance"
     canvas.word(first, 24, told)
-    for line, query in enumerate(found["queries"]):
-        y = 44 + high * line
+    y = 44
+    for query, high in zip(found["queries"], tall, strict=True):
         canvas.picture(MARGIN, y, 64, 64, query["image"], f"test image {query['place']:,}: {query['name']}")
-        canvas.word(MARGIN, y + 80, words.short(query["name"], 15))
+        _words(canvas, MARGIN, y + 80, words.lines(query["name"], 15, 3))
         for place, image in enumerate(query["images"]):
-            x, same = first + wide * place, image["label"] == query["label"]
+            x, name = first + wide * place, fits(image)
             canvas.picture(x, y, 64, 64, image["image"], f"training image {image['place']:,}: {image['name']}")
-            canvas.word(x, y + 80, words.short(image["name"], int(wide / 8.5)), look="" if same else "soft")
-            canvas.word(x, y + 96, words.distance(image), look="soft")
+            _words(canvas, x, y + 80, name, look="" if image["label"] == query["label"] else "soft")
+            canvas.word(x, y + 82 + LINE * len(name), words.distance(image), look="soft")
+        y += high
     return canvas
 
 

@@ -1,11 +1,13 @@
 """What was learned in words and figures, from a run's learned.json: for pages, pictures and TensorBoard alike."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 Learned = dict[str, Any]
 """What `read_learned` returns."""
+Record = dict[str, Any]
 
 TALLEST = 12
 """Lines of a table that nobody can fold."""
@@ -30,11 +32,11 @@ class Group:
         return ["after steps", *self.lines], rows
 
 
-def groups(learned: Learned | None) -> list[Group]:
-    """How far the towers specialise, as far as there are figures for it."""
+def groups(learned: Learned | None, tests: Sequence[Record] = ()) -> list[Group]:
+    """How far the towers specialise, as far as there are figures for it. `tests`: the run's."""
     if not learned or not learned["records"]:
         return []
-    found = (_similarity(learned), _silenced(learned), _energies(learned))
+    found = (_similarity(learned), _silenced(learned, tests), _energies(learned))
     return [group for group in found if any(group.lines.values())]
 
 
@@ -47,7 +49,7 @@ def _similarity(learned: Learned) -> Group:
     return Group("similarity", "Similarity of the towers", text, lines)
 
 
-def _silenced(learned: Learned) -> Group:
+def _silenced(learned: Learned, tests: Sequence[Record]) -> Group:
     records, towers = learned["records"], learned["towers"]
     lines = {"all towers": [(r["step"], r["accuracy"]) for r in records]} if towers > 1 else {}
     for tower in range(towers if towers > 1 else 0):
@@ -58,7 +60,18 @@ def _silenced(learned: Learned) -> Group:
         f" is 0. So few images leave a standard error of up to {0.5 / images**0.5:.2f};"
         f" guessing has {1 / learned['classes']:.2g}."
     )
-    return Group("silenced", "Accuracy without a tower", text, lines)
+    return Group("silenced", "Accuracy without a tower", " ".join(filter(None, (text, _beside(images, tests)))), lines)
+
+
+def _beside(images: int, tests: Sequence[Record]) -> str:
+    """Why the accuracy on so many images is not the last test's; "" if it is."""
+    tested, views = (tests[-1]["images"], tests[-1].get("views") or 1) if tests else (0, 1)
+    more = tested > images
+    if not more and views == 1:
+        return ""
+    whole = f"takes all {tested:,} images" if more else ""
+    mean = f"averages {views:,} views of each image, here one is seen" if views > 1 else ""
+    return f"Not the accuracy of a test, which {' and '.join(filter(None, (whole, mean)))}."
 
 
 def _energies(learned: Learned) -> Group:
@@ -102,12 +115,37 @@ def distance(image: dict[str, Any]) -> str:
     return f"{value:,.0f}" if 100 <= value < 1e7 else f"{value:.3g}" if value >= 1e7 or value < 0.01 else f"{value:.2f}"
 
 
+def plain(name: str) -> str:
+    """A class's whole name on one line."""
+    return " ".join(name.split())
+
+
 def short(name: str, most: int) -> str:
-    """A class's name in so many characters: its first synonym, if the whole is too long, and else cut off."""
-    name = " ".join(name.split())
-    first = name.partition(",")[0]
-    name = name if len(name) <= most else first
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+    """A class's name in so many characters: its first synonyms, or the first one's beginning and end; "…" if cut."""
+    name = plain(name)
+    if len(name) <= most:
+        return name
+    synonyms = name.split(", ")
+    for count in range(len(synonyms) - 1, 0, -1):
+        kept = f"{', '.join(synonyms[:count])}…"
+        if len(kept) <= most:
+            return kept
+    return _ends(synonyms[0], most)
+
+
+def _ends(name: str, most: int) -> str:
+    """Its beginning and end in so many characters: "thing number 1" and "… 10" differ in the last alone."""
+    after = most * 2 // 5
+    return f"{name[: most - 1 - after].rstrip()}…{name[len(name) - after :].lstrip()}"
+
+
+def lines(name: str, width: int, most: int) -> list[str]:
+    """A class's name in at most so many lines of so many characters, as much of it as they hold."""
+    for count in range(width * most, 0, -1):
+        found = wrap(short(name, count), width)
+        if len(found) <= most:
+            break
+    return found or [""]
 
 
 FILTERS = "16 a row, one scale for all towers: the same shade is the same weight."
@@ -123,11 +161,11 @@ def tables(learned: Learned) -> Iterator[tuple[list[str], list[list[str]]]]:
     shown = end(learned)
     rows = []
     for one in shown.get("predictions") or ():
-        top = [f"{short(guess['name'], 18)} {guess['probability']:.2f}" for guess in one["top"]]
-        rows.append([f"{one['place']:,}", short(one["name"], 24), predicted(learned, one), ", ".join(top)])
+        top = [f"{short(guess['name'], 28)} {guess['probability']:.2f}" for guess in one["top"]]
+        rows.append([f"{one['place']:,}", short(one["name"], 40), predicted(learned, one), ", ".join(top)])
     yield ["test image", "class", "prediction", "likeliest classes"], rows
     rows = []
     for query in (shown.get("nearest") or {"queries": ()})["queries"]:
-        near = [f"{short(image['name'], 18)} {distance(image)}" for image in query["images"]]
-        rows.append([f"{query['place']:,}", short(query["name"], 24), ", ".join(near)])
+        near = [f"{short(image['name'], 28)} {distance(image)}" for image in query["images"]]
+        rows.append([f"{query['place']:,}", short(query["name"], 40), ", ".join(near)])
     yield ["test image", "class", "nearest training images, squared distance"], rows

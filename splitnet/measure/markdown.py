@@ -147,9 +147,15 @@ def _lanes(summary: Summary) -> Iterator[str]:
     if rows:
         steps = len(summary.timeline.steps)
         yield (
-            f"Median of {steps} profiled step{'s' * (steps != 1)}. Busy: computes; exposed: exchanges that no compute"
-            " hides; input: copies from and to the host; idle: the rest."
+            f"{medians(steps)}. Busy: computes; exposed: exchanges that no compute"
+            " hides; input: copies from and to the host; idle: the rest of a step."
         )
+
+
+def medians(steps: int) -> str:
+    """What figures of a step stand for, and why they need not add up."""
+    apart = ", each figure by itself, so that they need not add up to a step"
+    return f"Medians of {steps:,} profiled step{'s' * (steps != 1)}{apart * (steps > 1)}"
 
 
 def _exchanges(summary: Summary) -> Iterator[str]:
@@ -210,7 +216,7 @@ def _learned(summary: Summary, names: Container[str]) -> Iterator[str]:
     yield filters
     yield f"Filters of {_text(learned['row'])}: {learned_text.FILTERS}" if filters else ""
     yield specialisation
-    for group in learned_text.groups(learned):
+    for group in learned_text.groups(learned, summary.tests):
         yield f"{_text(group.title)}. {_text(group.text)}"
         yield table(*group.table(learned_text.TALLEST), left=0)
     yield _text(learned_text.not_shown(learned))

@@ -98,7 +98,7 @@ def _charts(summary: Summary) -> dict[str, Chart]:
         loss_charts.accuracy,
     )
     found = [make(summary) for make in makers]
-    found += learned_page.charts(summary.learned)
+    found += learned_page.charts(summary.learned, summary.tests)
     return {chart.name: chart for chart in found if chart is not None}
 
 

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from splitnet.measure.elements import Bar, Table
-from splitnet.measure.markdown import SHARED, value
+from splitnet.measure.markdown import SHARED, medians, value
 from splitnet.measure.metrics import test_rows
 from splitnet.measure.summary import Summary
 from splitnet.measure.timeline import Lane
@@ -29,9 +29,9 @@ def sums(summary: Summary) -> tuple[Table, str]:
     heads = ["device", "step ms", *(f"{part} ms" for part in SUMS)]
     steps = len(found.steps) if found else 0
     text = (
-        f"Medians of {steps:,} profiled step{'s' * (steps != 1)}; a bar is the part of the step. Busy: computes."
+        f"{medians(steps)}; a bar is the part of the step. Busy: computes."
         " Communication: exchanges; exposed: the part of it that no compute hides. Input: copies from and to the host,"
-        " hidden by neither. Idle: the rest."
+        " hidden by neither. Idle: the rest of a step."
     )
     return Table("Where a step goes", heads, [row for row in rows if row]), text
 
@@ -56,17 +56,17 @@ def exchanges(summary: Summary) -> tuple[Table, str]:
         counted = [(counts[kind] or {}).get(row, 0) for kind in kinds]
         same = len(set(counted)) == 1
         agree &= same
-        rows.append([row or "no row", *(f"{count:,.0f}" for count in counted), _agree(same, kinds)])
+        rows.append([row or "no row", *(f"{count:,.0f}" for count in counted), *_agree(same, kinds)])
     several = len(rows) > 1
     if several:
         totals = [sum((counts[kind] or {}).values()) for kind in kinds]
-        rows.append(["all", *(f"{total:,.0f}" for total in totals), _agree(agree, kinds)])
+        rows.append(["all", *(f"{total:,.0f}" for total in totals), *_agree(agree, kinds)])
     title = "Bytes of one step, forward and backward"
     text = f"{title}, in front of each row that reads other towers."
     if len(kinds) > 1:
         text += " All counts agree." if agree else " The counts differ."
     text += f" {SHARED}" if summary.shared else ""
-    return Table(title, ["before", *kinds, "agree"], rows, total=several), text
+    return Table(title, ["before", *kinds, *["agree"] * (len(kinds) > 1)], rows, total=several), text
 
 
 def gradients(summary: Summary) -> Table:
@@ -76,8 +76,9 @@ def gradients(summary: Summary) -> Table:
     return Table("Gradients of one step, bytes", ["between replicas of", "measured (ledger)", "derived (table)"], rows)
 
 
-def _agree(same: bool, kinds: Sequence[str]) -> str:
-    return ("yes" if same else "no") if len(kinds) > 1 else ""
+def _agree(same: bool, kinds: Sequence[str]) -> list[str]:
+    """A cell, where there is more than one count."""
+    return ["yes" if same else "no"] if len(kinds) > 1 else []
 
 
 def _counts(summary: Summary) -> dict[str, dict[str, float] | None]:

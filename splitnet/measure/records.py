@@ -139,6 +139,7 @@ MEASURED = {
 """What any layout, and one that was measured, says of itself; see `Contender.result`."""
 
 RUN = {"status": str, "options": {"towers": int}, "devices": [{"device": str}], "layers?": [{"row": str}]}
+RUN |= {"classes?": [str]}
 STEP = {"step": int, "loss": float, "accuracy": float, "images": int, "seconds": float, "waited?": float}
 
 PICTURE, COUNT = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]*={0,2}"), range(1, 1 << 31)

@@ -79,7 +79,8 @@ def read(path: Path, architecture: Architecture) -> State:
             names = list(file.keys())
             state = {name: file.get_tensor(name) for name in names}
     except Exception as error:  # safetensors' own error, or the system's; a header may even fail to decode
-        raise UsageError(f"--weights {path}: not a safetensors file ({error})") from error
+        convert = "; python -m splitnet.convert makes one of other programs' weights"
+        raise UsageError(f"--weights {path}: not a safetensors file ({error}){convert}") from error
     try:
         check(architecture, state)
     except UsageError as error:

@@ -94,6 +94,8 @@ class View:
     probabilities."""
     means: Sequence[Tensor] | None = None
     """The mean image's centre on the device of each tower, where it was copied ahead."""
+    measured: int = 0
+    """Images that mean and components are of."""
 
     def check(self, channels: int) -> None:
         """UsageError if images of so many channels cannot be seen so."""

@@ -70,7 +70,8 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     state: dict[str, Any] = {"schema": SCHEMA, "step": checkpoint.step, "epoch": checkpoint.epoch}
     state |= {"batch": checkpoint.batch, "settings": checkpoint.settings, "schedule": checkpoint.schedule}
     _check_plain(state)  # a program's mistake shows when it saves, not when someone wants to go on
-    told = {"dropout_scales": checkpoint.settings.get("dropout_scales", "training")}  # for `weights.read`
+    usual = {"dropout_scales": "training", "pixels": "0..1"}  # what settings leave out
+    told = {name: checkpoint.settings.get(name, value) for name, value in usual.items()}
     folder.mkdir()
     sums = [
         _written(folder / WEIGHTS, _encoded(checkpoint.weights, {METADATA: json.dumps(told)})),

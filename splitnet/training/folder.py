@@ -195,11 +195,15 @@ def _files(folder: Path, classes: Sequence[str], option: str) -> tuple[list[str]
 def _images(folder: Path) -> list[str]:
     """The images at any depth below a class's folder, sorted by code point: the same everywhere."""
     images: list[str] = []
-    for where, below, files in os.walk(folder):
+    for where, below, files in os.walk(folder, onerror=_refuse):
         below[:] = [name for name in below if not name.startswith(".")]  # os.walk enters what is left
         prefix = Path(where).relative_to(folder.parent).as_posix()
         images += [f"{prefix}/{name}" for name in files if _is_image(name)]
     return sorted(images)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _is_image(name: str) -> bool:
