@@ -7,7 +7,7 @@ on CIFAR-10 six times faster than with tanh, rates chosen for each by itself, wi
 prefers ReLU to LeNet's sigmoids. Two towers of the textbook's network without dropout, each activation at the rate of
 0.0003, 0.001 and 0.003 (Adam) that is best from a seed which is not judged: the fewest steps to 10 % training error,
 then the lowest loss. Training error is that of 10 steps; a network that never gets there counts with all its steps, so
-that a ratio is at least what is printed.
+that a ratio is at least what is printed; where ReLU never gets there, nothing is shown.
 Expected: above 1 for sigmoids, which learn nothing here for long. With tanh the opposite, perhaps: in a first look at
 120 steps from one seed it was the faster one, with PyTorch's initial weights, under which ReLUs begin faintly. Six is
 CIFAR-10's and a network's that is published nowhere.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from conduct import Experiment, begin, conclude, open_results, prepare, run_trials
 from measures import reached
 from results_file import TUNING, ResultsFile
-from setting import Options, Setting, Size
+from setting import Options, Setting, Size, about
 from trials import Variant, recipe
 from verdicts import Claim
 
@@ -74,7 +74,7 @@ def claims(best: Sequence[Variant]) -> list[Claim]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/activations.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/activations.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     every = variants(setting)

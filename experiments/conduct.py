@@ -6,14 +6,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from results_file import RESULTS, ResultsFile, command
+from results_file import RESULTS, ResultsFile, counted, put
 from results_page import page
 from setting import Options, Setting
 from trials import Look, Outcome, Variant, trained
 from verdicts import Claim
 
 from splitnet import allocator
-from splitnet.measure.records import write_whole
 
 Outcomes = Mapping[str, Mapping[int, Outcome]]
 """Variant -> seed -> outcome."""
@@ -81,7 +80,7 @@ def begin(file: ResultsFile, experiment: Experiment, setting: Setting) -> None:
     file.begin(setting.described(), variants)
     print(f"{experiment.name}: {setting.size}; {setting.data.origin}", flush=True)
     if file.trials:
-        print(f"{file.path.name} has {len(file.trials)} trials; what is not there is trained", flush=True)
+        print(f"{counted(file.trials)} in {file.path.name}; what is not there is trained", flush=True)
 
 
 def run_trials(file: ResultsFile, experiment: Experiment, setting: Setting, seeds: Iterable[int]) -> None:
@@ -119,15 +118,15 @@ def write(
     """The end of a results' file, and its page."""
     if says:
         print(says)
-    said = " ".join(["python", *command()])
-    file.conclude(claims=list(records), tables=list(tables), text=text, size=size, says=says, command=said)
-    write_whole(file.path.with_suffix(".html"), page(file.content))
-    print(f"{file.path.name} and {file.path.stem}.html are in {file.path.parent.name}/")
+    parts = {"claims": list(records), "tables": list(tables), "text": text, "size": size, "says": says}
+    file.conclude(**parts, command=file.made_by)
+    put(file.path.with_suffix(".html"), page(file.content))
+    print(f"{file.path.name} and {file.path.stem}.html are in {file.path.parent.resolve()}")
 
 
 def table_of(variants: Sequence[Variant], outcomes: Outcomes) -> Table:
     """Means over the seeds of each variant."""
-    headings = ("", "n", "parameters", "bytes a step", "loss", "training", "test", "best test", "s")
+    headings = ("", "n", "parameters", "bytes a step", "loss", "training, as in a test", "test", "best test", "s")
     rows = []
     for variant in variants:
         found = list(outcomes.get(variant.name, {}).values())

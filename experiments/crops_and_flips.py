@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from conduct import Experiment, conduct, prepare
 from measures import BEST, GAP, RISE
-from setting import Options, Setting, Size
+from setting import Options, Setting, Size, about
 from trials import Variant, recipe
 from verdicts import Claim
 
@@ -63,7 +63,7 @@ def variants(setting: Setting) -> list[Variant]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/crops_and_flips.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/crops_and_flips.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     experiment = Experiment(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from conduct import Experiment, conduct, prepare
 from measures import LAST
 from setting import Options as CommonOptions
-from setting import Setting, Size
+from setting import Setting, Size, about
 from trials import Variant
 from verdicts import Claim
 
@@ -77,7 +77,7 @@ CLAIMS = [
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/crossings.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/crossings.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     found = variants(setting.table(options.preset))

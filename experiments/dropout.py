@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from conduct import Experiment, conduct, prepare
 from measures import BEST, GAP, RISE, epochs_to
-from setting import Options, Setting, Size
+from setting import Options, Setting, Size, about
 from trials import Variant
 from verdicts import Claim
 
@@ -72,7 +72,7 @@ def variants(setting: Setting) -> list[Variant]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/dropout.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/dropout.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     conduct(Experiment(name="dropout", text=__doc__ or "", variants=variants(setting), claims=CLAIMS), options, setting)

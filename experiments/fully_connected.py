@@ -110,6 +110,7 @@ def judged(held: Held, what: int, text: str) -> dict[str, Any]:
         "values": [value],
         "unit": "GB",
         "ratio": False,
+        "level": True,
         "bound": least,
         "verdict": "shown" if least <= value <= most else "the opposite",
         "comparable": "The same layers; the book does not say what it counted, and its network is the first one here.",
@@ -146,8 +147,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n".join(table_.lines()))
     print("\n".join(f"{r['verdict']}: {r['claim']}: {r['what']}: {r['figure']}" for r in records))
     path = (options.out or RESULTS) / "fully_connected.json"
-    with ResultsFile.open(path, "fully_connected", fresh=True) as file:
+    with ResultsFile.open(path, "fully_connected") as file:
+        made = (file.content.get("settings"), file.content.get("claims"))
         file.begin({"scale": options.scale}, {})
+        if "sessions" not in file.content or made != ({"scale": options.scale}, records):
+            file.content["sessions"] = []
+            file.note()
         write(file, __doc__ or "", records, [table_], f"Widths x {options.scale}, float32, a batch of 2")
 
 

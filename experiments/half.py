@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from conduct import Experiment, conduct, prepare
 from measures import LAST, SECONDS
-from setting import Options, Setting, Size
+from setting import Options, Setting, Size, about
 from trials import Variant, as_large, recipe_2012
 from verdicts import Claim
 
@@ -58,7 +58,7 @@ def variants(setting: Setting, full: bool) -> list[Variant]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/half.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/half.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     apart = len(set(setting.devices)) > 1

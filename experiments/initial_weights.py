@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from conduct import Experiment, conduct, prepare
 from measures import LAST
-from setting import Options, Setting, Size
+from setting import Options, Setting, Size, about
 from trials import Variant
 from verdicts import Claim
 
@@ -70,7 +70,7 @@ CLAIMS = [
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/initial_weights.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/initial_weights.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     experiment = Experiment(name="initial_weights", text=__doc__ or "", variants=variants(setting), claims=CLAIMS)

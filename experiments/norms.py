@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from conduct import Experiment, conduct, prepare
 from measures import LAST
-from setting import Options, Setting, Size
+from setting import Options, Setting, Size, about
 from trials import Variant, as_large, recipe_2012
 from verdicts import Claim
 
@@ -49,7 +49,7 @@ def variants(setting: Setting, full: bool) -> list[Variant]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/norms.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/norms.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     found = variants(setting, options.full)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from conduct import Experiment, conduct, prepare
 from measures import GAP, LAST
-from setting import Options, Setting, Size
+from setting import Options, Setting, Size, about
 from trials import Variant, as_large, recipe_2012
 from verdicts import Claim
 
@@ -67,7 +67,7 @@ def sides(found: Sequence[Variant]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/pooling.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/pooling.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     found = variants(setting, options.full)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from conduct import Experiment, conduct, prepare
 from measures import LAST
 from setting import Options as CommonOptions
-from setting import Setting, Size
+from setting import Setting, Size, about
 from trials import Variant
 from verdicts import Claim
 
@@ -64,7 +64,7 @@ CLAIMS = [
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/precision.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/precision.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
     table = setting.table(options.preset)

@@ -34,12 +34,14 @@ class ResultsFile:
     """When and where this command runs; noted with its first trial."""
     _lock: IO[str] | None = None
     """Held by this command, so that no other writes."""
+    _fresh: bool = False
+    """Whether it forgets what was there."""
 
     @classmethod
     def open(cls, path: Path, experiment: str, fresh: bool = False) -> "ResultsFile":
         """What is there, or nothing yet. UsageError if it is of another experiment, or while another command has it.
 
-        Leaving it as a context lets others have it.
+        Leaving it as a context lets others have it, and says what is kept where it was interrupted.
         """
         lock = locked(path)
         try:
@@ -49,14 +51,18 @@ class ResultsFile:
         except UsageError:
             lock.close()
             raise
-        return cls(path, {"schema": SCHEMA} | content, _lock=lock)
+        return cls(path, {"schema": SCHEMA} | content, _lock=lock, _fresh=fresh)
 
     def __enter__(self) -> "ResultsFile":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
+        if kind is KeyboardInterrupt:
+            kept = f"{counted(self.trials)} in {self.path.name}" if self.trials else "no trial has ended"
+            again = " without --fresh" if self._fresh and self.trials else ""
+            print(f"\nInterrupted: {kept}; the same command{again} goes on.", file=sys.stderr)
 
     def begin(self, settings: Mapping[str, Any], variants: Mapping[str, Any]) -> None:
         """Say what trials will be of. UsageError if those in the file are of something else."""
@@ -75,6 +81,17 @@ class ResultsFile:
         self.content |= wanted
         self._session = plain(environment() | {"command": ["python", *command()]})
 
+    def note(self) -> None:
+        """That this command made what is in the file."""
+        if self._session is not None:
+            self.content["sessions"] = [*self.content.get("sessions", []), self._session]
+            self._session = None
+
+    @property
+    def made_by(self) -> str:
+        """The last command that made something of it."""
+        return " ".join(self.content["sessions"][-1]["command"])
+
     @property
     def trials(self) -> list[dict[str, Any]]:
         return list(self.content.get("trials", []))
@@ -90,11 +107,9 @@ class ResultsFile:
 
     def add(self, variant: str, seed: int, found: Outcome) -> None:
         """A trial that has ended; it is on the disk when this returns."""
-        sessions = self.content.setdefault("sessions", [])
-        if self._session is not None:
-            sessions.append(self._session)
-            self._session = None
-        trial = {"variant": variant, "seed": seed, "session": len(sessions) - 1, "outcome": plain(found)}
+        self.note()
+        session = len(self.content["sessions"]) - 1
+        trial = {"variant": variant, "seed": seed, "session": session, "outcome": plain(found)}
         self.content["trials"] = [*self.trials, trial]
         self.write()
 
@@ -105,11 +120,16 @@ class ResultsFile:
 
     def write(self) -> None:
         """UsageError if it cannot be."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, written(self.content))
-        except OSError as error:
-            raise UsageError(f"{self.path}: cannot be written ({error.strerror})") from error
+        put(self.path, written(self.content))
+
+
+def put(path: Path, text: str) -> None:
+    """A file in one piece. UsageError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def locked(path: Path) -> IO[str]:
@@ -144,7 +164,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UsageError(f"{path}: no whole JSON") from error
+        raise UsageError(f"{path}: no whole JSON; remove it, or begin anew with --fresh") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or "experiment" not in content:
         raise UsageError(f"{path}: no results of an experiment, or of another version")
     return content
@@ -179,6 +199,11 @@ def outcome(content: Mapping[str, Any]) -> Outcome:
 
 
 def command(argv: Sequence[str] | None = None) -> list[str]:
-    """The script below the project's root, and its words."""
+    """The script below the project's root, and its words; but for `--fresh`, by which one that copies it loses all."""
     script, *words = sys.argv if argv is None else argv
-    return [f"experiments/{Path(script).name}", *words]
+    return [f"experiments/{Path(script).name}", *(word for word in words if word != "--fresh")]
+
+
+def counted(trials: Sequence[Any]) -> str:
+    """`1 trial is`, `2 trials are`."""
+    return "1 trial is" if len(trials) == 1 else f"{len(trials)} trials are"

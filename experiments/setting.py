@@ -78,6 +78,15 @@ class Options:
         return replace(size, **{name: value for name, value in asked.items() if value is not None})
 
 
+def about(text: str | None, small: Size, full: Size = FULL) -> str:
+    """A script's docstring, and the sizes that are its own."""
+    own, whole = (
+        f"{size}, {f'{size.test_images:,}' if size.test_images else 'all'} test images, {size.seeds} seeds"
+        for size in (small, full)
+    )
+    return f"{text or ''}\nThe experiment's own: {own}.\nWith --full: {whole}."
+
+
 def fraction(text: str) -> Fraction:
     try:
         found = Fraction(text)
@@ -102,8 +111,12 @@ class Setting:
 
     @classmethod
     def of(cls, options: Options, size: Size, data: Dataset | None = None) -> "Setting":
-        """`data`: images of the experiment's own, in place of those of the options."""
+        """`data`: images of the experiment's own, in place of those of the options.
+
+        UsageError if more of them are asked for than there are; of the experiment's own number all are taken.
+        """
         data = data or load(options.data, options.data_dir, size=size.side or 224)
+        size = _within(size, options, images=data.train, test_images=data.test)
         train_split, test_split = part(data.train, size.images), part(data.test, size.test_images)
         data = replace(data, train=train_split, test=test_split)
         return cls(size, data, tuple(options.devices.split(",")), part(train_split, SEEN), options.data_dir)
@@ -131,6 +144,18 @@ class Setting:
         images = f"{len(self.data.train):,} training and {len(self.data.test):,} test images of {self.data.name}"
         sizes = {name: value for name, value in asdict(self.size).items() if name != "seeds"}
         return sizes | {"data": images, "devices": ",".join(self.devices)}
+
+
+def _within(size: Size, options: Options, **splits: Split) -> Size:
+    """No more images than there are."""
+    none: Any = 0
+    for name, split in splits.items():
+        asked, there = getattr(size, name), len(split)
+        if asked > there:
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} {asked}: there are {there:,}")
+            size = replace(size, **{name: none})
+    return size
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from statistics import fmean
 
 import torch
 from conduct import Experiment, Outcomes, Table, conduct, prepare
-from setting import Options, Setting, Size
+from setting import Options, Setting, Size, about
 from torch import Tensor
 from trials import Outcome, Variant, as_large, recipe_2012, view_of
 from verdicts import Claim, Measure
@@ -170,7 +170,7 @@ def figures(outcomes: Outcomes) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parse(Options, "experiments/specialisation.py", __doc__ or "", argv)
+    options = parse(Options, "experiments/specialisation.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     size = options.size(SMALL, FULL)
     data = load(options.data, options.data_dir, size=size.side or 224)

@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from results_file import RESULTS, read
+from results_file import RESULTS, put, read
 from results_page import index
 
 from splitnet.errors import UsageError
-from splitnet.measure.records import write_whole
 from splitnet.options import guarded, option, parse, positional
+
+ROOT = Path(__file__).resolve().parents[1]
 
 HEADINGS = ("experiment", "claim", "published", "here", "verdict", "comparable, and not")
 
@@ -37,12 +39,18 @@ def found(folder: Path) -> list[dict[str, Any]]:
     return ended
 
 
-def rows(contents: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def shown(folder: Path) -> str:
+    """As a link has it: from the project's root if it is below it."""
+    whole = folder.resolve()
+    return quote(str(whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole))
+
+
+def rows(contents: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str, ...]]:
     """A line for each claim; what is the same as in the line above is left out."""
     lines: list[tuple[str, ...]] = []
     for content in contents:
         name = f"{content['experiment']}{'-full' * content.get('full', False)}"
-        link, before = f"[{name}](experiments/results/{name}.html)", ""
+        link, before = f"[{name}]({shown(folder)}/{name}.html)", ""
         for c in content["claims"]:
             comparable = "" if c["comparable"] == before else c["comparable"]
             lines.append((link, c["claim"], c["published"] or "-", c["figure"], c["verdict"], comparable))
@@ -50,8 +58,8 @@ def rows(contents: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return lines
 
 
-def markdown(contents: Sequence[Mapping[str, Any]]) -> str:
-    lines = [HEADINGS, ("---",) * len(HEADINGS), *rows(contents)]
+def markdown(contents: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    lines = [HEADINGS, ("---",) * len(HEADINGS), *rows(contents, folder)]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     sizes = [f"- `{content['command']}`: {content['size']}. {content['says']}".rstrip() for content in contents]
     return "\n".join([*table, "", *sizes])
@@ -61,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, "experiments/summary.py", __doc__ or "", argv)
     folder = options.folder or RESULTS
     contents = found(folder)
-    print(markdown(contents))
     if options.index:
-        write_whole(folder / "index.html", index(contents))
+        put(folder / "index.html", index(contents))
+    print(markdown(contents, folder))
 
 
 if __name__ == "__main__":

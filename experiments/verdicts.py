@@ -2,9 +2,9 @@
 
 A claim is about two variants, trained from the same seeds on the same images in the same order: that a measure of one
 lies above that of the other, by more than a bound. It is `shown` if the 99 % interval of the mean difference
-(Student's) lies above the bound, `the opposite` if it lies below, and `not shown` otherwise, with one seed too, and
-where no network learnt anything. The interval is over seeds; the test images are the same for all, so it says nothing
-of other images, and nothing of what several claims together come to.
+(Student's) lies above the bound, `the opposite` if it lies below, and `not shown` otherwise, with one seed too, where
+no network learnt anything, and where one never got to what is measured. The interval is over seeds; the test images are
+the same for all, so it says nothing of other images, and nothing of what several claims together come to.
 """
 
 import math
@@ -58,6 +58,16 @@ class Measure:
     decimals: int = 2
     ratio: bool = False
     """Whether two are compared by their ratio, and not by their difference."""
+    level: str = ""
+    """The unit of the figure itself, where that of a difference is another."""
+    arrives: Callable[[Any], bool] | None = None
+    """Whether an outcome got to where the figure is of; None: each does."""
+    at_least: bool = False
+    """Whether the figure of one that did not is the least that it can be, so that a ratio to it is one, too."""
+
+    def late(self, outcome: Any) -> bool:
+        """Whether it did not get there."""
+        return self.arrives is not None and not self.arrives(outcome)
 
     def has(self, outcome: Any) -> bool:
         """Whether the figure is there."""
@@ -96,6 +106,11 @@ class Claim:
     """What of the published figure can be compared, and what cannot."""
 
     @property
+    def unit(self) -> str:
+        """Of what is judged: a difference, or a level."""
+        return self.measure.unit if self.less else self.measure.level or self.measure.unit
+
+    @property
     def bound(self) -> float:
         return (1.0 if self.measure.ratio else 0.0) if self.above is None else self.above
 
@@ -109,13 +124,19 @@ class Claim:
         seeds = [seed for seed in shared if all(self.measure.has(kind[seed]) for kind in kinds)]
         if not seeds:
             return None
+        learnt = any(kind[seed].learnt for kind in kinds for seed in seeds)
+        late = [sum(self.measure.late(kind[seed]) for seed in seeds) for kind in kinds]
+        missing = f"not reached by {sum(late)} of {len(kinds) * len(seeds)}" if any(late) else ""
+        if any(late if not self.measure.at_least else late[1:]):
+            return Judgement(self, None, (), "not shown", learnt, missing)
         differences = [self.measure.difference(*(kind[seed] for kind in kinds)) for seed in seeds]
         interval = Interval.of(differences)
         if self.measure.ratio:
             interval, differences = interval.exp(), [math.exp(value) for value in differences]
-        learnt = any(kind[seed].learnt for kind in kinds for seed in seeds)
         verdict = interval.judged(self.bound) if learnt else "not shown"
-        return Judgement(self, interval, tuple(differences), verdict, learnt)
+        if missing and verdict == "the opposite":  # what is only known to be at least so great may be greater
+            verdict = "not shown"
+        return Judgement(self, interval, tuple(differences), verdict, learnt, missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +144,26 @@ class Judgement:
     """What trials say of a claim."""
 
     claim: Claim
-    interval: Interval
+    interval: Interval | None
+    """None where too many did not get there."""
     values: tuple[float, ...]
-    """Seed by seed."""
+    """Seed by seed; none without an interval."""
     verdict: Verdict
     learnt: bool = True
     """Whether any of the networks did more than guess; where none did, nothing is shown."""
+    missing: str = ""
+    """How many trainings did not get to what is measured."""
 
     @property
     def figure(self) -> str:
-        """`+1.20 points (99 % -0.10 to +2.50, n 4)`."""
-        unit, within = self.claim.measure.unit, "no interval, "
+        """`+1.20 points (99 % -0.10 to +2.50, n 4)`, or `not reached by 3 of 8`."""
+        if self.interval is None:
+            return self.missing
+        unit, within = self.claim.unit, "no interval, "
         if self.interval.low is not None and self.interval.high is not None:
             within = f"99 % {self._written(self.interval.low)} to {self._written(self.interval.high)}, "
-        return f"{self._written(self.interval.mean)}{' ' * bool(unit)}{unit} ({within}n {self.interval.n})"
+        figure = f"{self._written(self.interval.mean)}{' ' * bool(unit)}{unit} ({within}n {self.interval.n})"
+        return f"at least {figure}; {self.missing}" if self.missing else figure
 
     def _written(self, value: float) -> str:
         return self.claim.measure.written(value, sign=bool(self.claim.less))
@@ -164,13 +191,14 @@ class Judgement:
             "published": claim.published,
             "what": self.what,
             "figure": self.figure + ("" if self.learnt else "; the networks only guess"),
-            "mean": self.interval.mean,
-            "low": self.interval.low,
-            "high": self.interval.high,
-            "n": self.interval.n,
+            "mean": self.interval and self.interval.mean,
+            "low": self.interval and self.interval.low,
+            "high": self.interval and self.interval.high,
+            "n": len(self.values),
             "values": list(self.values),
-            "unit": claim.measure.unit,
+            "unit": claim.unit,
             "ratio": claim.measure.ratio,
+            "level": not claim.less,
             "bound": claim.bound,
             "verdict": self.verdict,
             "comparable": claim.comparable,

@@ -1,5 +1,6 @@
 """The experiments run, and their claims hold where a test can say so: in bytes."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -106,6 +107,16 @@ def test_an_experiment_refuses(begun, script, words, expected):
     assert code == 2
     assert err.startswith(f"splitnet: error: {expected}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("times", [1, 100_000])
+def test_a_command_whose_reader_leaves_ends_quietly(times):
+    code = f"from splitnet.options import guarded; guarded(lambda: print('a line ' * {times}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 @pytest.mark.slow

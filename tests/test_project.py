@@ -118,7 +118,8 @@ def calls(bare: Path) -> list[str]:
 
 @needs_make
 def test_an_environment_is_made_once(bare):
-    install, tests = "-m pip install --editable .[dev]", "-m pytest -n auto --maxprocesses 4 --dist loadfile -m soak"
+    install = "-m pip install --editable .[dev]"
+    tests = "-m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m soak"
     assert make("soak", "PYTHON=./python", cwd=bare).returncode == 0
     assert calls(bare) == ["made", install, tests]
     assert make("soak", "PYTHON=./python", cwd=bare).returncode == 0

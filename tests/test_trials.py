@@ -16,13 +16,14 @@ sys.path.append(str(ROOT / "experiments"))  # as for a script there
 
 import conduct  # noqa: E402
 import measures  # noqa: E402
+import results_charts  # noqa: E402
 import results_file  # noqa: E402
 import results_page  # noqa: E402
 import summary  # noqa: E402
 from conduct import Experiment  # noqa: E402
 from measures import LAST  # noqa: E402
 from results_file import TUNING, ResultsFile, first_difference, read  # noqa: E402
-from setting import Options, Setting, Size, part  # noqa: E402
+from setting import Options, Setting, Size, about, part  # noqa: E402
 from trials import Epoch, Outcome, Variant, as_large, recipe, recipe_2012, trained  # noqa: E402
 from verdicts import Claim  # noqa: E402
 
@@ -64,6 +65,27 @@ def test_what_is_not_asked_for_is_the_experiments_own():
 def test_wrong_sizes_are_refused(words):
     with pytest.raises(UsageError, match=r"^--\w+ "):
         Options(**words)
+
+
+def test_more_images_than_there_are_are_refused_if_asked_for_and_else_all_are_taken():
+    small = Size(images=12_800, test_images=5_000)
+    with pytest.raises(UsageError, match=r"^--images 100000: there are 2,000$"):
+        Setting.of(Options(data="fashion-mnist-small", images=100_000), replace(small, images=100_000))
+    with pytest.raises(UsageError, match=r"^--test-images 501: there are 500$"):
+        Setting.of(Options(data="fashion-mnist-small", test_images=501), replace(small, test_images=501))
+    found = Setting.of(Options(data="fashion-mnist-small"), small)
+    assert (found.size.images, found.size.test_images) == (0, 0)
+    assert "all training images" in str(found.size)
+
+
+def test_help_says_the_experiments_own_sizes():
+    text = about("Claim: a.", Size(epochs=50, images=2000), Size(scale="1", side=None, test_images=1000))
+    _, own, full = text.splitlines()
+    assert own.endswith(
+        ": widths x 1/4, 68 pixels, 2,000 training images, 50 epochs, batch 128, all test images, 4 seeds."
+    )
+    assert full.startswith("With --full: widths x 1, the preset's own images, all training images, 1 epoch,")
+    assert "1,000 test images" in full
 
 
 def test_a_part_of_a_split_is_the_same_each_time_and_from_all_over_it():
@@ -185,6 +207,9 @@ def test_measures_by_hand():
     assert measures.epochs_to(0.65).of(found) == 2
     assert measures.epochs_to(0.95).of(found) == 4
     assert measures.reached(0.75).name == "steps to 25 % training error"
+    assert [measures.reached(share).late(found) for share in (0.9, 0.95)] == [False, True]
+    assert [measures.epochs_to(share).late(found) for share in (0.7, 0.75)] == [False, True]
+    assert not measures.LAST.late(found)
 
 
 # The results' file.
@@ -232,14 +257,56 @@ def test_trials_alternate_and_more_seeds_add_only_these(setting, told, tmp_path,
     assert [trial["session"] for trial in content["trials"]] == [0, 0, 0, 0, 1, 1]
 
 
-def test_nothing_to_train_adds_no_session(setting, told, tmp_path):
-    for _ in range(2):
+def test_nothing_to_train_changes_no_byte(setting, told, tmp_path, monkeypatch):
+    found = []
+    for words in (["--seeds", "2"], ["--threads", "7"]):
+        monkeypatch.setattr(sys, "argv", ["/elsewhere/experiments/some.py", *words])
         conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+        found.append([(tmp_path / name).read_bytes() for name in ("some.json", "some.html")])
     assert len(told) == 4
-    assert len(results_file.read(tmp_path / "some.json")["sessions"]) == 1
+    assert found[0] == found[1]
+    assert results_file.read(tmp_path / "some.json")["command"] == "python experiments/some.py --seeds 2"
 
 
-def test_an_interrupted_experiment_goes_on_where_it_was(setting, told, tmp_path, monkeypatch):
+def test_a_command_that_is_copied_forgets_nothing(setting, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments/some.py", "--fresh", "--seeds", "2"])
+    conduct.conduct(experiment(setting), Options(out=tmp_path, fresh=True), setting)
+    content = results_file.read(tmp_path / "some.json")
+    assert content["command"] == "python experiments/some.py --seeds 2"
+    assert "--fresh" not in content["sessions"][0]["command"]
+
+
+def test_what_is_said_of_the_files(setting, told, tmp_path, capsys):
+    one = replace(setting, size=replace(TINY, seeds=1))
+    alone = replace(experiment(setting), variants=experiment(setting).variants[:1], claims=[])
+    for _ in range(2):
+        conduct.conduct(alone, Options(out=tmp_path / "res"), one)
+    said = capsys.readouterr().out
+    assert "1 trial is in some.json; what is not there is trained" in said
+    assert f"some.json and some.html are in {tmp_path / 'res'}\n" in said
+
+
+def test_what_cannot_be_written_is_one_line(setting, told, tmp_path):
+    (tmp_path / "some.html").mkdir()
+    with pytest.raises(UsageError, match=r"some\.html: cannot be written \("):
+        conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    (tmp_path / "index.html").mkdir()
+    with pytest.raises(UsageError, match=r"index\.html: cannot be written \("):
+        summary.main([str(tmp_path), "--index"])
+
+
+def test_an_experiment_whose_reader_leaves_loses_no_trial(setting, told, tmp_path, monkeypatch):
+    def left(text, **_):
+        if "seed 1, a" in text:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", left)
+    with pytest.raises(BrokenPipeError):
+        conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    assert len(results_file.read(tmp_path / "some.json")["trials"]) == len(told) == 3
+
+
+def test_an_interrupted_experiment_goes_on_where_it_was(setting, told, tmp_path, monkeypatch, capsys):
     made_up, calls = conduct.trained, []
 
     def interrupted(*words):
@@ -251,6 +318,7 @@ def test_an_interrupted_experiment_goes_on_where_it_was(setting, told, tmp_path,
     monkeypatch.setattr(conduct, "trained", interrupted)
     with pytest.raises(KeyboardInterrupt):
         conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    assert capsys.readouterr().err == "\nInterrupted: 3 trials are in some.json; the same command goes on.\n"
     assert len(results_file.read(tmp_path / "some.json")["trials"]) == 3
     assert not (tmp_path / "some.html").exists()
     monkeypatch.setattr(conduct, "trained", made_up)
@@ -326,6 +394,33 @@ def test_a_file_of_something_else_is_refused(tmp_path, text):
         assert file.trials == []
 
 
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        (0, "no trial has ended; the same command goes on."),
+        (1, "1 trial is in some.json; the same command without --fresh goes on."),
+    ],
+)
+def test_what_an_interrupt_of_a_fresh_experiment_says(tmp_path, capsys, trials, said):
+    def interrupted():
+        with ResultsFile.open(tmp_path / "some.json", "some", fresh=True) as file:
+            file.begin({}, {"a": {}})
+            for seed in range(trials):
+                file.add("a", seed, outcome(0.5))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert capsys.readouterr().err == f"\nInterrupted: {said}\n"
+
+
+def test_a_cut_file_says_a_way_out(tmp_path):
+    path = tmp_path / "some.json"
+    path.write_text('{"schema": 1, "exp')
+    with pytest.raises(UsageError, match=r"some\.json: no whole JSON; remove it, or begin anew with --fresh$"):
+        read(path)
+
+
 def test_two_commands_do_not_write_one_file(tmp_path):
     path = tmp_path / "results" / "some.json"
     with ResultsFile.open(path, "some") as file:
@@ -386,13 +481,75 @@ def test_a_page_is_made_again_from_its_file(setting, told, tmp_path):
     assert made == (tmp_path / "some.html").read_text()
 
 
+def record(text="a is better", **changes):
+    judged = CLAIM.judge({"a": {0: outcome(0.7), 1: outcome(0.8)}, "b": {0: outcome(0.6), 1: outcome(0.6)}}).record()
+    return judged | {"claim": text} | changes
+
+
+def words_of(drawing):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", str(drawing))
+
+
+def test_charts_are_titled_what_they_are():
+    exact = record(low=None, high=None, n=1, values=[0.2], unit="GB", level=True)
+    percent = record(unit="%", level=True)
+    drawn = results_charts.forests([record(), exact, percent, record(ratio=True, unit=""), record(values=[])])
+    assert [drawing.title for drawing in drawn] == [
+        "Differences, points, and their 99 % intervals",
+        "Values, GB",
+        "Values, %, and their 99 % intervals",
+        "Ratios, and their 99 % intervals",
+    ]
+    assert all("claimed: above this line" in words_of(drawing) for drawing in drawn)
+    assert ["a seed" in words_of(drawing) for drawing in drawn] == [True, False, True, True]
+    assert ["99 % interval" in words_of(drawing) for drawing in drawn] == [True, False, True, True]
+    assert results_charts.forests([record(values=[])]) == []
+
+
+def test_long_labels_are_wrapped():
+    long = "without dropout there is more overfitting, by this measure (accuracy)"
+    drawing = results_charts.forest("some", [record(long), record()])
+    said = words_of(drawing)
+    assert f"{said[1]} {said[2]}" == f"not shown: {long}"
+    assert all(len(words) <= results_charts.LETTERS for words in said)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "first", "last"), [(13, 97, 0, 100), (53, 76, 50, 80), (100, 100, 99.8, 100), (0, 0, 0, 0.2)]
+)
+def test_an_axis_of_percentages_ends_at_100(least, most, first, last):
+    marks = results_charts._marks(least, most)
+    assert (marks[0], marks[-1]) == pytest.approx((first, last))
+
+
+def test_accuracies_that_differ_have_names_that_differ(setting, told, tmp_path):
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    text = (tmp_path / "some.html").read_text()
+    assert "training, as in a test" in text
+    assert "Training accuracy while learning, %, by step" in text
+
+
+def test_no_number_of_images_is_said_to_be_all(setting, told, tmp_path):
+    everything = replace(setting, size=replace(TINY, images=0, side=None))
+    conduct.conduct(experiment(setting), Options(out=tmp_path), everything)
+    text = (tmp_path / "some.html").read_text()
+    assert "<li>images: all</li>" in text
+    assert "<li>side: the preset&#x27;s</li>" in text
+    assert "<li>test images: 100</li>" in text
+
+
+def test_a_link_is_to_the_folder_that_is_given(tmp_path):
+    assert summary.shown(ROOT / "experiments" / "results") == "experiments/results"
+    assert summary.shown(tmp_path / "my results") == f"{tmp_path}/my%20results"
+
+
 def test_the_summary_has_a_line_for_each_claim_and_the_commands(setting, told, tmp_path, capsys):
     conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
     conduct.conduct(experiment(setting), Options(out=tmp_path, full=True), setting)
     capsys.readouterr()
     summary.main([str(tmp_path), "--index"])
     said = capsys.readouterr().out.splitlines()
-    [line] = [line for line in said if line.startswith("| [some](")]
+    [line] = [line for line in said if line.startswith(f"| [some]({tmp_path}/some.html)")]
     assert "| a is better | +1 points | +20.05 points (99 %" in line
     assert "| shown | All of it. |" in line
     assert any(line.startswith("| [some-full](") for line in said)

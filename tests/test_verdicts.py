@@ -1,6 +1,7 @@
 """What trials say of a claim: intervals and verdicts by hand, and no verdict of what was not learnt or not measured."""
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,12 @@ def test_seeds_that_one_variant_lacks_are_left_out():
 
 
 def test_without_another_variant_the_figure_itself_is_judged():
-    judged = claim(less="", above=74.0).judge(trials([75.0, 75.1, 74.9], []))
+    level = Measure("accuracy", lambda outcome: outcome.value, "points", level="%")
+    judged = claim(level, less="", above=74.0).judge(trials([75.0, 75.1, 74.9], []))
     assert judged.verdict == "shown"
-    assert judged.figure.startswith("75.00 points (99 % 74.43 to 75.57")
+    assert judged.figure.startswith("75.00 % (99 % 74.43 to 75.57")
+    assert (judged.record()["unit"], judged.record()["level"]) == ("%", True)
+    assert claim(level).unit == "points"
     assert ", above 74.00 wanted" in judged.line
 
 
@@ -117,6 +121,29 @@ def test_what_was_not_measured_is_left_out():
 
     judged = claim(Measure("looked", looked)).judge(trials([1.0, 7.0], [2.0, 1.0]))
     assert judged.values == (-1.0,)
+
+
+def steps_below(most, **more):
+    """Steps, which are not reached where there are as many as that."""
+    return Measure("steps", lambda o: o.value, ratio=True, arrives=lambda outcome: outcome.value < most, **more)
+
+
+def test_nothing_is_shown_where_one_never_got_there():
+    judged = claim(steps_below(3)).judge(trials([3.0, 3.0, 2.0], [3.0, 1.0, 1.0]))
+    assert (judged.verdict, judged.figure, judged.interval) == ("not shown", "not reached by 3 of 6", None)
+    assert judged.line == "not shown: a is better: steps, a / b: not reached by 3 of 6; published: +1"
+    record = judged.record()
+    assert (record["mean"], record["low"], record["high"], record["n"], record["values"]) == (None, None, None, 0, [])
+    assert claim(steps_below(4)).judge(trials([3.0, 3.0], [1.0, 1.0])).figure == "3 (99 % 3 to 3, n 2)"
+
+
+def test_a_ratio_to_one_that_got_there_is_at_least_that():
+    measure = steps_below(9, at_least=True)
+    judged = claim(measure).judge(trials([9.0, 9.0, 8.0], [2.0, 2.1, 1.9]))
+    assert judged.verdict == "shown"
+    assert re.fullmatch(r"at least 4\.3\d* \(99 % .*, n 3\); not reached by 2 of 6", judged.figure)
+    assert claim(measure, above=9.0).judge(trials([9.0, 9.0, 9.0], [2.0, 2.1, 1.9])).verdict == "not shown"
+    assert claim(measure).judge(trials([9.0, 9.0], [2.0, 9.0])).figure == "not reached by 3 of 4"
 
 
 def test_a_record_has_what_the_page_and_the_summary_say():
