@@ -1,6 +1,7 @@
 """What was learned, on the page, in Markdown, as pictures and in TensorBoard: all from learned.json, whole or not."""
 
 import copy
+import itertools
 import json
 import math
 import re
@@ -179,10 +180,15 @@ def test_a_run_that_was_not_looked_at_says_nothing_of_it(tmp_path):
     ("name", "most", "cut"),
     [
         ("Ankle boot", 12, "Ankle boot"),
-        ("tench, Tinca tinca", 12, "tench"),
+        ("tench, Tinca tinca", 12, "tench…"),
         ("tench, Tinca tinca", 20, "tench, Tinca tinca"),
-        ("hammerhead shark, hammerhead", 11, "hammerhead…"),
-        ("great white shark, man-eater", 12, "great white…"),
+        ("tench, Tinca tinca, fish", 20, "tench, Tinca tinca…"),
+        ("hammerhead shark, hammerhead", 11, "hammer…hark"),
+        ("great white shark, man-eater", 12, "great w…hark"),
+        ("a thing with number 1", 12, "a thing…er 1"),
+        ("a thing with number 10", 12, "a thing…r 10"),
+        ("maillot", 12, "maillot"),
+        ("maillot, tank suit", 12, "maillot…"),
         ("  two\n words ", 12, "two words"),
         ("", 12, ""),
     ],
@@ -190,6 +196,80 @@ def test_a_run_that_was_not_looked_at_says_nothing_of_it(tmp_path):
 def test_long_names_are_cut_at_a_synonym_or_marked(name, most, cut):
     assert learned_text.short(name, most) == cut
     assert len(cut) <= most
+
+
+SHARK = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("", [""]),
+        ("tench", ["tench"]),
+        ("soft-coated wheaten terrier", ["soft-coated", "wheaten terrier"]),
+        (SHARK, ["great white shark,", "white shark…"]),
+        ("x" * 40, ["x" * 18, "xxx…" + "x" * 14]),
+    ],
+)
+def test_lines_hold_as_much_of_a_name_as_there_is_room_for(name, lines):
+    found = learned_text.lines(name, 18, 2)
+    assert (found, max(map(len, found)) <= 18) == (lines, True)
+
+
+def named_long(learned, *names):
+    """The content with these names for the first classes."""
+    text = json.dumps(learned)
+    for name, long in zip(CLASSES, names, strict=False):
+        text = text.replace(f'"name": "{name}"', f'"name": {json.dumps(long)}')
+    return json.loads(text)
+
+
+def test_names_on_the_page_stay_apart_and_are_whole_for_the_mouse(learned):
+    first = "the first of many very long names of things: number 1"
+    text = learned_page.content(named_long(learned, first, f"{first}0", SHARK), {})
+    assert "the first of many very long…of things: number 1<" in text
+    assert "the first of many very long…f things: number 10<" in text
+    assert f'<span title="{first}">' in text
+    assert f'<span title="{SHARK}">great white shark, white shark, man-eater…</span>' in text
+    assert "title" not in learned_page.content(learned, {})
+
+
+def test_names_in_pictures_use_two_lines(learned):
+    long = named_long(learned, "a thing that has number 1", "a thing that has number 10", SHARK)
+    words = [word.text for word in drawn(long, "predictions.svg").iter(f"{SVG}text")]
+    assert {"a thing that has", "number 1", "number 10", "great white shark,", "white shark…"} <= {*words}
+    assert "a thing that has number 10" in words  # the head
+    near = [word.text for word in drawn(long, "nearest.svg").iter(f"{SVG}text")]
+    assert "a thing that has number 10" in near
+
+
+def test_long_names_in_pictures_do_not_overlap(learned):
+    long = named_long(learned, *(f"{name} " + "and so on " * 12 for name in CLASSES))
+    for name in ("predictions.svg", "nearest.svg"):
+        tree = drawn(long, name)
+        places = [(float(word.get("x")), float(word.get("y"))) for word in tree.iter(f"{SVG}text")]
+        columns = {x: sorted(y for at, y in places if at == x) for x, _ in places}
+        assert all(b - a >= 14 for ys in columns.values() for a, b in itertools.pairwise(ys))
+        assert max(y for _, y in places) < float(tree.get("height"))
+
+
+@pytest.mark.parametrize(
+    ("images", "views", "told"),
+    [
+        (256, 1, ""),
+        (None, 1, ""),
+        (10000, 1, " Not the accuracy of a test, which takes all 10,000 images."),
+        (256, 10, " Not the accuracy of a test, which averages 10 views of each image, here one is seen."),
+        (999, 10, " Not the accuracy of a test, which takes all 999 images and averages 10 views of each image, here"),
+    ],
+)
+def test_the_accuracy_that_is_not_a_tests_is_explained(folder, images, views, told):
+    summary = summarise(folder)
+    last = {"step": 20, "loss": 2.0, "accuracy": 0.6, "images": images, "views": views}
+    summary.tests = [] if images is None else [last]
+    for text in (markdown(summary), Parsed(page(summary)).words):
+        assert f"guessing has 0.17.{told}" in text
+        assert ("Not the accuracy" in text) == bool(told)
 
 
 @pytest.mark.parametrize(
@@ -297,9 +377,8 @@ def test_every_picture_on_the_page_is_in_it_and_named(folder):
 
 def test_bars_are_as_long_as_probabilities_and_the_true_class_is_marked(folder):
     text = page(summarise(folder))
-    bars = re.findall(
-        r'<li( class="true")?><span>(\w+)</span>(?:<span class="unseen">([^<]*)</span>)?<i ([^>]*)>', text
-    )
+    unseen, chance = '(?:<span class="unseen">([^<]*)</span>)?', "<span>[.0-9]+</span>"
+    bars = re.findall(rf'<li( class="true")?><span>(\w+)</span>{unseen}{chance}<i ([^>]*)>', text)
     told = [(bool(true), name, unseen, style) for true, name, unseen, style in bars]
     assert told[:2] == [
         (True, "Trouser", " (true class)", 'style="--part:75.0%"'),
@@ -310,6 +389,13 @@ def test_bars_are_as_long_as_probabilities_and_the_true_class_is_marked(folder):
     words = Parsed(text).words
     assert "right" in words
     assert "rank 6 of 6" in words
+
+
+def test_the_nearest_are_a_list_of_their_own_beside_the_test_image(learned):
+    line = learned_page.content(learned, {}).partition('<div class="nearest">')[2]
+    query, _, images = line.partition("<ol>")
+    assert 'alt="Test image 3"' in query
+    assert re.findall(r'<li><img [^>]*alt="([^"]*)"', images) == ["Training image 7", "Training image 1,234"]
 
 
 def test_charts_are_drawn_over_steps(learned):
@@ -497,7 +583,7 @@ def test_tensorboard_has_the_same_figures_and_pictures(tmp_path, learned):
     assert values["learned: similarity of the towers/fc7"][2] == (20, pytest.approx(0.3))
     assert found.Tags()["images"] == ["learned/predictions", "learned/nearest"]
     [picture] = found.Images("learned/predictions")
-    assert (picture.width, picture.height, picture.step) == (860 * SCALE, 256 * SCALE, 20)
+    assert (picture.width, picture.height, picture.step) == (860 * SCALE, 344 * SCALE, 20)
 
 
 def test_a_raster_is_drawn_as_the_svg_is(learned):
@@ -542,6 +628,21 @@ def test_pictures_are_seen_and_nothing_is_wider_than_the_window(browser, folder,
     )
     assert tab.evaluate(widths) == ["75% 100%", "25% 100%"]
     assert tab.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 500, 1280])
+def test_no_nearest_image_is_under_the_test_image(browser, folder, width):
+    many = content()
+    many["end"]["nearest"]["queries"][0]["images"] *= 3
+    pages.write_pages(put(folder, many))
+    tab = browser.open((folder / "report.html").as_uri(), width=width, offline=True)
+    tab.wait(READY)
+    edges = """['.nearest > div', '.nearest li'].map(name => [...document.querySelectorAll(name)].map(
+        one => one.getBoundingClientRect()).map(box => name.endsWith('li') ? box.left : box.right))"""
+    [first], images = tab.evaluate(edges)
+    assert len(images) == 6
+    assert min(images) >= first
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import runs
 from browser import Browser
 
 from splitnet.measure import charts, elements, loss_charts, page_tables, step_chart
+from splitnet.measure.markdown import markdown
 from splitnet.measure.page import page
 from splitnet.measure.pictures import thinned
 from splitnet.measure.summary import summarise
@@ -262,6 +263,16 @@ def test_a_count_that_differs_is_said(summary):
     assert text.endswith("The counts differ.")
 
 
+@pytest.mark.parametrize("trace", [True, False])
+def test_what_one_alone_counted_is_not_said_to_agree(summary, trace):
+    summary = replace(summary, **({"comparison": None} if trace else {"timeline": None}))
+    content, text = page_tables.exchanges(summary)
+    kinds = ["counted (trace)"] if trace else ["measured (ledger)", "derived (table)"]
+    assert content.headings == ["before", *kinds, *["agree"] * (not trace)]
+    assert content.rows == [["fc8", "8,192"] if trace else ["fc8", "8,192", "8,192", "yes"]]
+    assert ("agree" in text) == (not trace)
+
+
 def test_replicas_are_on_the_page(tmp_path, parsed):
     assert "eplica" not in parsed.words
     summary = summarise(runs.write(tmp_path / "b", compare=runs.with_replicas()))
@@ -293,7 +304,34 @@ def test_a_step_is_added_up_for_each_device(summary):
     assert told[0] == ["fake:0", "1.000", "0.800", "0.100", "0.100", "0.000", "0.100"]
     assert told[1] == ["fake:1", "1.000", "0.550", "0.100", "0.100", "0.000", "0.350"]
     assert content.rows[0][2].part == pytest.approx(0.8)
-    assert text.startswith("Medians of 3 profiled steps")
+    assert text.startswith("Medians of 3 profiled steps, each figure by itself, so that they need not add up to a step")
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        (1, "Medians of 1 profiled step. "),
+        (3, "Medians of 3 profiled steps, each figure by itself, so that they need not add up to a step. "),
+    ],
+)
+def test_medians_that_do_not_add_up_are_said_to_be_medians(summary, steps, told):
+    summary.timeline.steps = summary.timeline.steps[:steps]
+    assert told in markdown(summary)
+
+
+def test_the_zeros_of_two_axes_are_kept_apart(summary):
+    drawn = [charts.speed(summary), charts.memory(summary), loss_charts.training(summary)]
+    apart = [chart.layout[name]["ticklabelstandoff"] for chart in drawn for name in ("xaxis", "yaxis")]
+    assert min(apart) >= 4
+
+
+def test_a_table_that_is_cut_has_a_shade_at_its_edge(summary):
+    style = re.search(r"\n\.scroll \{([^}]*)\}", page(summary))[1]
+    moved, still = ([line for line in style.split("\n") if f"no-repeat {how}" in line] for how in ("local", "scroll"))
+    assert [len(lines) for lines in (moved, still)] == [2, 2]
+    assert all("var(--paper)" in line for line in moved)
+    assert all("var(--shade)" in line for line in still)
+    assert page(summary).count("--shade: rgb(") == 2  # light and dark
 
 
 def test_layers_have_parameters_and_times_on_each_device(summary):

@@ -778,8 +778,8 @@ def test_a_terminal_without_these_characters_is_no_traceback(tmp_path):
     assert "44,426" in out
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_progress_bar_is_one_line_of_the_terminal(width):
+@pytest.mark.parametrize("width", [20, 40, 50, 60, 70, 80, 120])
+def test_the_progress_bar_is_one_line_of_the_terminal_and_keeps_its_count(width):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width)
     with progress.progress_bar(console, 400) as show:
@@ -787,7 +787,10 @@ def test_the_progress_bar_is_one_line_of_the_terminal(width):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     drawn = [line for line in re.split(r"[\r\n]+", text) if "step" in line]
     assert drawn
-    assert all(len(line.rstrip()) <= width and "images/s" in line for line in drawn)
+    assert all(len(line.rstrip()) <= width and line.startswith("step ") and "/400" in line for line in drawn)
+    assert "  1/400" in drawn[-1]
+    least = {"loss 2.2814": 40, "5.6 images/s": 50, "accuracy 0.125": 70}
+    assert {told: told in drawn[-1] for told in least} == {told: width >= least[told] for told in least}
     assert ("━" in text) == (width >= 80)
 
 

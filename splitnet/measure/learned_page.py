@@ -11,7 +11,6 @@ from splitnet.measure.learned_pictures import LINES
 from splitnet.measure.learned_text import Group, Learned
 from splitnet.measure.svg import ink
 
-
 OVER, BESIDE, UNDER = 48, 48, 36
 """Characters of a class's name over a bar (two lines), beside a picture, and under a small one."""
 
