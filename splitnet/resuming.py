@@ -93,11 +93,9 @@ def check_resumes(job: Job) -> None:
         value, theirs = job.settings.get(name, default), checkpoint.settings.get(name, default)
         if theirs != value:
             option = NAMED.get(name, f"--{name.replace('_', '-')}")
-            was = (
-                f"without {option}" if theirs in (None, False) else f"with {option} {'' if theirs is True else theirs}"
-            )
-            now = {None: "without", False: "without", True: "with it"}.get(value, value)
-            raise UsageError(f"--resume {run}: it was trained {was.rstrip()}, not {now}")
+            flag = isinstance(default, bool)
+            now = {True: "with it", False: "without"}[value] if flag else "without" if value is None else value
+            raise UsageError(f"--resume {run}: it was trained {_worded(option, theirs)}, not {now}")
     _check_goes_on(job, checkpoint)
     if len(checkpoint.schedule) != job.options.update.groups:
         one, other = ("one rate for all weights", "rates or decay by kind (--bias-lr, --conv1-freeze and the like)")
@@ -114,3 +112,10 @@ def _check_goes_on(job: Job, checkpoint: Checkpoint) -> None:
             raise UsageError(
                 f"--{name} {wanted}: --resume {job.options.resume} has {done:,} already; say how many in all"
             )
+
+
+def _worded(option: str, value: Any) -> str:
+    """That it was said, as a person would."""
+    if value is None or value is False:
+        return f"without {option}"
+    return f"with {option}" if value is True else f"with {option} {value}"

@@ -130,6 +130,7 @@ def test_what_safetensors_hold_is_read_by_everyone(command, tmp_path):
         "towers": 2,
         "crosses": "conv3,fc6,fc7",
         "dropout_scales": "training",
+        "pixels": "minus-mean",
         "images": "3x96x96, RGB 0..255 minus mean",
     }
     again = command(out, tmp_path / "out.onnx")  # so it needs no --preset

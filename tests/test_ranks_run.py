@@ -207,7 +207,8 @@ def test_a_loss_that_is_not_finite_stops_every_rank_at_the_same_step(tmp_path):
     ],
 )
 def test_bad_usage_is_one_line_for_the_job_and_exit_2_of_each(tmp_path, world, options, told):
-    ended = run(world, tmp_path / "out", *options)
+    out = () if "--resume" in options else ("--out", tmp_path / "out")
+    ended = torchrun(world, SMALL_RUN, *SMALL, *out, *options)
     assert ended.code != 0
     [line] = ended.errors
     assert line.startswith(told)

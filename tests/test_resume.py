@@ -385,15 +385,15 @@ def test_nothing_left_to_do(tmp_path):
     assert (read_run(folder)["status"], read_run(folder)["steps"]) == ("finished", 4)
 
 
-@pytest.mark.parametrize("words", [("--steps", "2"), ("--epochs", "1"), ("--steps", "0")])
-def test_fewer_steps_than_it_has(tmp_path, words):
-    """They are there already: nothing is done, and nothing undone."""
+@pytest.mark.parametrize(("words", "has"), [(("--steps", "2"), 4), (("--epochs", "1"), 2), (("--steps", "0"), 4)])
+def test_fewer_steps_than_it_has(tmp_path, words, has):
+    """They are there already, and somebody means something else: nothing is done, and nothing undone."""
     folder = made(tmp_path, *LENET, "--steps", "4", "--save-every", "2")
-    before, same = numbers(folder), unchanged(folder / "checkpoints")
-    said = goes_on(folder, *words)
-    assert "Trained" not in said.out
-    assert numbers(folder) == before
-    assert same()
+    whole = unchanged(folder)
+    said = command("--resume", folder, *words)
+    line = f"{' '.join(words)}: --resume {folder} has {has} already; say how many in all"
+    assert (said.code, said.line) == (2, line)
+    assert whole()
     goes_on(folder, "--steps", "5")
     assert len(losses(folder)) == 5
 
