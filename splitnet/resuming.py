@@ -93,8 +93,8 @@ def check_resumes(job: Job) -> None:
         value, theirs = job.settings.get(name, default), checkpoint.settings.get(name, default)
         if theirs != value:
             option = NAMED.get(name, f"--{name.replace('_', '-')}")
-            flag = isinstance(default, bool)
-            now = {True: "with it", False: "without"}[value] if flag else "without" if value is None else value
+            off = value is None or (value is False and isinstance(default, bool))
+            now = "without" if off else "with it" if isinstance(default, bool) else value
             raise UsageError(f"--resume {run}: it was trained {_worded(option, theirs)}, not {now}")
     _check_goes_on(job, checkpoint)
     if len(checkpoint.schedule) != job.options.update.groups:
