@@ -271,7 +271,7 @@ def test_whatever_ends_it_leaves_none_behind(number):
         time.sleep(6)  # some are at work by then
         process.send_signal(number)
         try:
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=120)
         finally:
             process.kill()
     assert len(started) == 3
