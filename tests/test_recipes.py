@@ -231,6 +231,15 @@ def test_a_run_that_is_to_end_before_it_stands_is_refused(tmp_path):
     assert "0 steps" in goes_on(folder).out
 
 
+def test_a_run_says_what_it_does_not_keep_and_of_how_few_images_its_mean_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "measure", lambda split: replace(measure(split), images=3))
+    words = (*SMALL, "--pixels", "minus-mean", "--steps", "1", "--no-look", "--no-compare", "--no-profile")
+    out = command(*words, "--out", tmp_path / "a").out
+    assert "Weights are not kept (--save-every N keeps them)." in out
+    assert "The mean image, and colours, are of 3 of them." in out
+    assert "Weights are not kept" not in command(*words, "--save-every", "1", "--out", tmp_path / "b").out
+
+
 def test_another_mean_image_is_noticed(tmp_path, monkeypatch):
     folder = made(tmp_path, *SMALL, "--pixels", "minus-mean", "--save-every", "9", "--steps", "1")
 
