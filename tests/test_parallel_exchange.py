@@ -10,7 +10,7 @@ from quick import quick
 from splitnet.equality import attempt, identical, images
 from splitnet.network.architecture import Transfer
 from splitnet.parallel import fake
-from splitnet.parallel.exchange import Ledger, LocalExchange, UndividedExchange, through_host
+from splitnet.parallel.exchange import Ledger, LocalExchange, NeighbourExchange, UndividedExchange, Wire, through_host
 from splitnet.parallel.placement import host, place
 
 fake.install(2)
@@ -23,10 +23,13 @@ def leaves(devices):
     ]
 
 
-@pytest.mark.parametrize("devices", PAIRS, ids="-".join)
-def test_every_tower_gets_all_channels_and_each_gradient_is_the_sum_over_readers(devices):
+@pytest.mark.parametrize(
+    ("kind", "devices"),
+    [*((LocalExchange, pair) for pair in PAIRS), *((NeighbourExchange, pair) for pair in PAIRS if len({*pair}) == 1)],
+)
+def test_every_tower_gets_all_channels_and_each_gradient_is_the_sum_over_readers(kind, devices):
     devices = [torch.device(d) for d in devices]
-    xs, exchange = leaves(devices), LocalExchange(devices)
+    xs, exchange = leaves(devices), kind(devices)
     received = exchange.all_gather(xs, "conv3")
     whole = torch.tensor([[0.0, 1, 10, 11], [2, 3, 12, 13]])
     for tensor, device in zip(received, devices, strict=True):
@@ -58,6 +61,46 @@ def test_gather_brings_all_to_tower_0_and_scatters_gradients_home():
         ("forward", 1, 0),
         ("backward", 0, 1),
     }
+
+
+@pytest.mark.parametrize("device", ["cpu", "fake:0"])
+def test_towers_on_one_device_read_the_same_memory(device):
+    devices = [torch.device(device)] * 4
+    received = NeighbourExchange(devices).all_gather(leaves(devices), "conv3")
+    assert len({tensor.untyped_storage().data_ptr() for tensor in received}) == 1
+    apart = NeighbourExchange(devices, wire=Wire(torch.bfloat16)).all_gather(leaves(devices), "conv3")
+    assert len({tensor.untyped_storage().data_ptr() for tensor in apart}) == 4  # each has its own channels unrounded
+
+
+@pytest.mark.parametrize("reads", [(0, 1, 2, 3), (0, 2), (3,)], ids=str)
+def test_sharing_sums_and_records_to_the_bit_as_copies_do(reads):
+    """Four towers: sums of floating-point numbers depend on their order. Some readers may have no gradient."""
+    devices, generator = [torch.device("cpu")] * 4, torch.Generator().manual_seed(0)
+    first = [torch.randn(8, 3, 5, 5, generator=generator) for _ in devices]
+    weights = [torch.randn(8, 12, 5, 5, generator=generator) for _ in devices]
+    found, ledgers = [], []
+    for kind in (LocalExchange, NeighbourExchange):
+        exchange = kind(devices)
+        xs, ys = ([x.clone().requires_grad_() for x in first] for _ in range(2))
+        received, gathered = exchange.all_gather(xs, "conv3"), exchange.gather(ys, "fc8")
+        sum((received[r] * weights[r]).sum() for r in reads).backward()
+        (gathered * weights[0]).sum().backward()
+        found.append([gathered, *received, *(x.grad for x in xs if x.grad is not None), *(y.grad for y in ys)])
+        ledgers.append(set(exchange.ledger.transfers()))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert ledgers[0] == ledgers[1]
+
+
+@pytest.mark.parametrize("devices", [["cpu"] * 2, ["cpu"] * 4, ["fake:0"] * 2], ids="-".join)
+def test_towers_that_share_a_device_share_what_they_read(devices):
+    """Placed so by `host`; the same towers on devices of their own agree to the bit, gradients included."""
+    table = small("fashion", towers=len(devices))
+    net = host(table, place(table, devices), 0)
+    assert type(net.exchange) is NeighbourExchange
+    other = host(table, place(table, [f"fake:{tower % 2}" for tower in range(len(devices))]), 0)
+    assert type(other.exchange) is LocalExchange
+    together, spread = (attempt(n, *images(table, 4, 0, torch.float32)) for n in (net, other))
+    assert identical(together, spread) == []
 
 
 def exposed():

@@ -207,9 +207,23 @@ class LocalExchange:
         A device copies once it has done what it was asked for before, so every copy is asked for before the first
         that came is worked on: both directions of a link run at once.
         """
-        pairs = [(o, r) for r in readers for o in range(len(xs)) if o != r]
-        transfers = [Transfer(row, "forward", o, r, self.wire.bytes(xs[o])) for o, r in pairs]
+        transfers = self.transfers(xs, row, readers)
+        pairs = [(there.source, there.target) for there in transfers]
         return dict(zip(pairs, _Send.apply(self, transfers, *xs), strict=True)) if pairs else {}
+
+    def transfers(self, xs: Sequence[Tensor], row: str, readers: Sequence[int]) -> list[Transfer]:
+        """What is handed on so that each reader has every tower's channels, reader by reader."""
+        pairs = [(o, r) for r in readers for o in range(len(xs)) if o != r]
+        return [Transfer(row, "forward", o, r, self.wire.bytes(xs[o])) for o, r in pairs]
+
+
+class NeighbourExchange(LocalExchange):
+    """All towers on one device, each by itself: the channels are put together once, and every reader gets them."""
+
+    def gather_on(self, xs: list[Tensor], row: str, readers: Sequence[int]) -> list[Tensor]:
+        if self.wire.dtype is not None:  # the others' channels are rounded and a reader's own are not: no two are alike
+            return super().gather_on(xs, row, readers)
+        return list(_Share.apply(self, self.transfers(xs, row, readers), readers, *xs))
 
 
 class UndividedExchange(LocalExchange):
@@ -245,9 +259,40 @@ class _Send(torch.autograd.Function):
         back = [_homewards(there, exchange.wire.bytes(grad)) for grad, there in found]
         totals: list[Tensor | None] = [None] * ctx.towers
         for home, there in zip(exchange.carry_all([grad for grad, _ in found], back), back, strict=True):
-            total = totals[there.target]
-            totals[there.target] = home if total is None else total + home
+            totals[there.target] = _sum(totals[there.target], home)
         return None, None, *totals
+
+
+class _Share(torch.autograd.Function):
+    """The same tensor for every reader; backward, the sums of their gradients, in the order of `_Send`'s."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, exchange: LocalExchange, transfers: list[Transfer], readers: Sequence[int], *xs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.ledger, ctx.transfers, ctx.readers = exchange.ledger, transfers, readers
+        ctx.channels = [x.shape[1] for x in xs]
+        exchange.ledger.add(transfers)
+        joined = torch.cat(xs, dim=1)
+        return joined, *(joined.detach() for _ in readers[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = zip(ctx.readers, grads, strict=True)
+        parts = {reader: grad.split(ctx.channels, dim=1) for reader, grad in given if grad is not None}
+        totals: list[Tensor | None] = [None] * len(ctx.channels)
+        for there in ctx.transfers:
+            if there.target in parts:
+                ctx.ledger.record(_homewards(there, there.bytes))
+                totals[there.source] = _sum(totals[there.source], parts[there.target][there.source])
+        for reader, own in parts.items():
+            totals[reader] = _sum(totals[reader], own[reader])
+        return None, None, None, *totals
+
+
+def _sum(total: Tensor | None, x: Tensor) -> Tensor:
+    return x if total is None else total + x
 
 
 def _homewards(there: Transfer, size: int) -> Transfer:

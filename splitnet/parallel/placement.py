@@ -18,7 +18,7 @@ from splitnet.network.towers import Exchange, SplitNet, Tower
 from splitnet.parallel import fake
 from splitnet.parallel.capabilities import check_execution, use_precision
 from splitnet.parallel.collective import CollectiveExchange
-from splitnet.parallel.exchange import Link, LocalExchange, UndividedExchange, Wire
+from splitnet.parallel.exchange import Link, LocalExchange, NeighbourExchange, UndividedExchange, Wire
 from splitnet.parallel.ranks import Ranks, check_divides, of_job
 
 Device = str | torch.device
@@ -230,4 +230,5 @@ def _exchange(placement: Placement, link: Link, wire: Wire) -> Exchange:
             wire=wire,
         )
     pin = any(device.type == "cuda" for device in placement.devices)
-    return (UndividedExchange if placement.whole else LocalExchange)(placement.devices, pin, link, wire)
+    apart = NeighbourExchange if len(set(placement.devices)) == 1 else LocalExchange
+    return (UndividedExchange if placement.whole else apart)(placement.devices, pin, link, wire)
