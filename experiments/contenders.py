@@ -26,6 +26,7 @@ import splitnet
 from splitnet.allocator import keep_freed_memory
 from splitnet.network.architecture import Architecture, Row
 from splitnet.network.presets import preset
+from splitnet.parallel.capabilities import cpu_multiplies_bf16
 from splitnet.training.data import Batch
 from splitnet.training.loop import training_step
 from splitnet.training.optimizer import LEARNING_RATES, MOMENTUM, make_optimizer
@@ -90,9 +91,7 @@ class Settings:
 
 def bf16_lacks() -> str | None:
     """Why bf16 is left out; None where the CPU has it."""
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    return "this CPU multiplies no bfloat16 (oneDNN needs avx512)"
+    return None if cpu_multiplies_bf16() else "this CPU has no instructions for bfloat16 (avx512_bf16, amx)"
 
 
 # Plain PyTorch, as people write it.

@@ -10,6 +10,7 @@ each of the `lengths`. Over channels that is (B*S*S*towers, C/towers, 1) or (B*t
 (B, S, S, C) or (B*C, S, S, 1): channels-last and contiguous. Half precision is computed in float32 and rounded once.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from math import prod
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from splitnet.network.architecture import Norm
 
-BLOCK = 1 << 18
-"""Numbers in a buffer of a block on a CPU, 1 MiB of float32; elsewhere 64 times as many."""
+BLOCK = 1 << 17
+"""Numbers in a buffer of a block on a CPU, half a MiB of float32; elsewhere 128 times as many."""
 
 
 def response_norm(x: Tensor, norm: Norm, towers: int = 1) -> Tensor:
@@ -166,102 +167,120 @@ def _blocks(x: Tensor, grad: Tensor | None, result: Tensor, norm: Norm) -> None:
     """Fill `result`, as many rows at a time as a block holds.
 
     With s the sum that x is divided by the power of, and a = alpha/n, the gradient is
-    grad * s**-beta - 2*a*beta * x * (sum of grad * x * s**-(beta+1) over the places whose windows hold x).
+    grad / s**beta - 2*a*beta * x * (sum of grad * x / s**(beta+1) over the places whose windows hold x).
     """
-    sums = _Sums(x, norm.size, backward=grad is not None)
-    a = norm.alpha / norm.size ** len(sums.lengths)
-    k = x.new_full((), norm.k, dtype=sums.dtype)
-    in_place = result.dtype == sums.dtype
-    for start in range(0, len(x), sums.rows):
-        xs, ys = (t[start : start + sums.rows] for t in (x, result))
-        xs = xs.to(sums.dtype)
-        torch.mul(xs, xs, out=sums.around(xs))
-        total, *free = sums.window()
-        s, power, spare = sums.flat(free[0]), sums.flat(free[1]), sums.flat(total)
-        torch.add(k, spare, alpha=a, out=s)
-        _inverse_power(s, norm.beta, power, spare)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    places = norm.size ** (x.dim() - 2)
+    a, share = norm.alpha / places, x.new_full((), norm.k / places, dtype=dtype)  # a window of shares adds up to k
+    in_place = result.dtype == dtype
+    rows = _rows(x, norm.size)
+    block = None
+    for start in range(0, len(x), rows):
+        xs, ys = x[start : start + rows].to(dtype), result[start : start + rows]
+        if block is None or block.rows != len(xs):
+            block = _Block(xs.shape, norm.size, share)
+        torch.addcmul(share, xs, xs, value=a, out=block.sums.around)
+        block.sums.add()
+        _raise(block.s, norm.beta, block.power)
         if grad is None:
-            torch.mul(xs, sums.inside(power, xs), out=ys)
+            torch.div(xs, block.inside_power, out=ys)
             continue
-        gs = grad[start : start + sums.rows].to(sums.dtype)
-        direct = torch.mul(gs, sums.inside(power, xs), out=ys if in_place else None)
-        inner = torch.mul(direct, xs, out=sums.around(xs, mirrored=True))
-        inner.div_(sums.inside(s, xs))
-        total, *_ = sums.window(mirrored=True)
-        torch.addcmul(direct, xs, sums.inside(total, xs), value=-2 * a * norm.beta, out=direct)
+        gs = grad[start : start + rows].to(dtype)
+        direct = torch.div(gs, block.inside_power, out=ys if in_place else None)
+        torch.mul(direct, xs, out=block.mirrored.around)
+        block.mirrored.around.div_(block.inside_s)
+        block.mirrored.add()
+        torch.addcmul(direct, xs, block.inside_mirrored, value=-2 * a * norm.beta, out=direct)
         if not in_place:
             ys.copy_(direct)
 
 
-def _inverse_power(s: Tensor, beta: float, out: Tensor, spare: Tensor) -> None:
-    """Fill `out` with s ** -beta: for the 0.75 of all tables not by a general power, which is slow."""
+def _raise(s: Tensor, beta: float, out: Tensor) -> None:
+    """Fill `out` with s ** beta: for the 0.75 of all tables not by a general power, which is slow."""
     if beta == 0.75:
-        torch.rsqrt(s, out=out)
-        out.mul_(torch.sqrt(out, out=spare))
+        torch.sqrt(s, out=out)
+        out.mul_(s).sqrt_()
     else:
-        torch.pow(s, -beta, out=out)
+        torch.pow(s, beta, out=out)
 
 
-class _Sums:
-    """Sums over windows in a block of rows, by adding the whole block to itself a few places on.
+def _rows(x: Tensor, size: int) -> int:
+    """How many rows a block holds."""
+    block = BLOCK if x.device.type == "cpu" else 128 * BLOCK
+    return max(1, min(len(x), block // max(1, prod(_padded(x.shape, size)))))
 
-    Zeros between the rows, `size // 2` of them after each row of every length, keep windows from reaching a
+
+def _padded(shape: Sequence[int], size: int) -> list[int]:
+    """(*lengths, inner) of a row, with the gap that follows each length."""
+    _, *lengths, inner = shape
+    return [length + size // 2 for length in lengths] + [inner]
+
+
+class _Block:
+    """Buffers for a block of rows, and views of them: made once, for thousands of small operations use them.
+
+    Between the rows are gaps, `size // 2` of them after each row of every length, which keep windows from reaching a
     neighbour: one gap serves both. Adding never meets a NaN of another window, as a product with a band would.
     """
 
-    def __init__(self, x: Tensor, size: int, backward: bool) -> None:
-        self.size = size
-        self.dtype = torch.promote_types(x.dtype, torch.float32)
-        rows, *self.lengths, inner = x.shape
-        self.padded = [length + size // 2 for length in self.lengths] + [inner]
-        block = BLOCK if x.device.type == "cpu" else 64 * BLOCK
-        self.rows = max(1, min(rows, block // max(1, prod(self.padded))))
-        self.steps = [prod(self.padded[i + 1 :]) for i in range(len(self.lengths))]
+    def __init__(self, shape: torch.Size, size: int, share: Tensor) -> None:
+        self.rows, *self.lengths, _ = shape
+        self.padded = _padded(shape, size)
         self.count = self.rows * prod(self.padded)
-        whole = self.count + (size - 1) * sum(self.steps)
-        # windows of even size reach further before than behind, and mirrored the other way: a buffer for each
-        self.sources = [x.new_zeros(whole, dtype=self.dtype) for _ in range(1 + backward)]
-        self.buffers = [x.new_empty(whole, dtype=self.dtype) for _ in range(3)]
+        steps = [prod(self.padded[i + 1 :]) for i in range(len(self.lengths))]
+        whole = self.count + (size - 1) * sum(steps)
+        buffers = [share.new_empty(whole) for _ in range(3)]
+        # windows of even size reach further before than behind, and mirrored the other way: a source for each
+        self.sums = _Windows(share.expand(whole).clone(), buffers, steps, size)
+        self.mirrored = _Windows(share.new_zeros(whole), buffers, steps, size)
+        self.sums.around = self.inside(self.sums.source[size // 2 * sum(steps) :])
+        self.mirrored.around = self.inside(self.mirrored.source[(size - 1) // 2 * sum(steps) :])
+        power = next(buffer for buffer in buffers if buffer is not self.sums.total)
+        self.s, self.power = (buffer[: self.count] for buffer in (self.sums.total, power))
+        self.inside_s, self.inside_power = self.inside(self.s), self.inside(self.power)
+        self.inside_mirrored = self.inside(self.mirrored.total)
 
-    def around(self, rows: Tensor, mirrored: bool = False) -> Tensor:
-        """Where the numbers to be summed go, with zeros around: `window` then leaves sums where `inside` looks."""
-        before = ((self.size - 1) // 2 if mirrored else self.size // 2) * sum(self.steps)
-        return self.inside(self.sources[mirrored][before:], rows)
-
-    def inside(self, flat: Tensor, rows: Tensor) -> Tensor:
-        """A buffer without the gaps, for as many rows as are given (the last block has fewer)."""
-        found = self.flat(flat).view(self.rows, *self.padded)[: len(rows)]
+    def inside(self, buffer: Tensor) -> Tensor:
+        """A buffer without the gaps."""
+        found = buffer[: self.count].view(self.rows, *self.padded)
         for axis, length in enumerate(self.lengths, 1):
             found = found.narrow(axis, 0, length)
         return found
 
-    def flat(self, buffer: Tensor) -> Tensor:
-        return buffer[: self.count]
 
-    def window(self, mirrored: bool = False) -> list[Tensor]:
-        """The buffer with the sums (of a window of 1 it is where they were), and those that are free."""
-        total = self.sources[mirrored]
-        for step in reversed(self.steps):
-            total = self._along(step, total)
-        return [total, *self._free(total)]
+class _Windows:
+    """Sums over windows in a source, by adding all of it to itself a few places on: in `total`, where windows begin.
 
-    def _along(self, step: int, source: Tensor) -> Tensor:
+    `around` is where the numbers to be summed go, so that sums stand where a block looks for them.
+    """
+
+    around: Tensor
+
+    def __init__(self, source: Tensor, buffers: Sequence[Tensor], steps: Sequence[int], size: int) -> None:
+        self.source, self.buffers = source, buffers
+        self.additions: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.total = source
+        for step in reversed(steps):
+            self.total = self._along(step, self.total, size)
+
+    def add(self) -> None:
+        """Fill `total`."""
+        for x, shifted, out in self.additions:
+            torch.add(x, shifted, out=out)
+
+    def _along(self, step: int, source: Tensor, size: int) -> Tensor:
         """Sums of `size` numbers `step` apart, by the binary digits of `size`: for 5, 1 + 1, 2 + 2, 4 + 1."""
-        total, width, free = source, 1, self._free(source)
-        for digit in f"{self.size:b}"[1:]:
+        total, width, free = source, 1, [buffer for buffer in self.buffers if buffer is not source]
+        for digit in f"{size:b}"[1:]:
             target = free.pop(0)
-            _add(total, total[width * step :], target)
+            self._plan(total, total[width * step :], target)
             if width > 1:
                 free.append(total)
             total, width = target, 2 * width
             if digit == "1":
-                _add(total, source[width * step :], total)
+                self._plan(total, source[width * step :], total)
                 width += 1
         return total
 
-    def _free(self, used: Tensor) -> list[Tensor]:
-        return [buffer for buffer in self.buffers if buffer is not used]
-
-
-def _add(x: Tensor, shifted: Tensor, out: Tensor) -> None:
-    torch.add(x[: len(shifted)], shifted, out=out[: len(shifted)])
+    def _plan(self, x: Tensor, shifted: Tensor, out: Tensor) -> None:
+        self.additions.append((x[: len(shifted)], shifted, out[: len(shifted)]))
