@@ -23,7 +23,7 @@ from typing import Any
 
 from splitnet.machines import Machine
 from splitnet.network.architecture import Architecture
-from splitnet.network.presets import PRESETS
+from splitnet.network.presets import half
 from splitnet.peaks import KEPT_FOR_EACH, Footprint, Part, footprint, parts
 
 PASSES = {
@@ -256,10 +256,8 @@ def predicted(
     found["replicas"] = predict("replicas", architecture, step, machine, count, overlap)
     if towers > 1 and architecture.divides(1):
         found["dense"] = predict("dense", replace(architecture, towers=1), step, machine, 1)
-    half = PRESETS.get(f"{architecture.name}-half")
-    if half is not None:
-        half = half.adapted(architecture.channels, architecture.classes)
-        found["half"] = predict("half", half, step, machine, 1)
+    if architecture.divides(1) and architecture.divides(2):
+        found["half"] = predict("half", half(architecture), step, machine, 1)
     return found
 
 
@@ -277,13 +275,14 @@ def crossover(architecture: Architecture, step: Step, machine: Machine, overlap:
     return _first(beaten)
 
 
-def largest_batch(architecture: Architecture, step: Step, memory: float, towers: bool) -> int:
+def largest_batch(architecture: Architecture, step: Step, memory: float, towers: bool, overlap: bool = False) -> int:
     """The largest batch whose step fits `memory` bytes of each device; 0 if none does."""
 
     def too_large(batch: int) -> bool:
         which = range(architecture.towers) if towers else [None]
         item = step.itemsize
-        return any(footprint(architecture, batch, step.optimizer, item, w).peak > memory for w in which)
+        held = (footprint(architecture, batch, step.optimizer, item, w, overlap and towers) for w in which)
+        return any(footprint.peak > memory for footprint in held)
 
     first = _first(too_large)
     return LARGEST_BATCH if first is None else first - 1

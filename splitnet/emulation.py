@@ -48,6 +48,12 @@ def check(options: RunOptions, placement: Placement) -> Machine | None:
         return None
     found = None if options.machine == HERE else machines.machine(options.machine)
     kinds = {device.type for device in placement.devices}
+    apart, towers = len(set(placement.devices)), len(placement.devices)
+    if 1 < towers != apart:
+        raise UsageError(
+            f"--machine {options.machine}: is for a device for each tower, or one for the whole network;"
+            f" here {towers} towers share {apart} ({placement})"
+        )
     if kinds == {"cuda"} and found is None:
         raise UsageError(f"--machine {HERE}: measures this CPU; name the GPU ({', '.join(machines.MACHINES)})")
     if kinds not in ({"fake"}, {"cuda"}):

@@ -9,6 +9,7 @@ A file is JSON, with the fields of `Machine` as keys and units of one: FLOP/s, b
 
 import json
 import math
+import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -278,7 +279,7 @@ def machine(name: str) -> Machine:
     if name in MACHINES:
         return MACHINES[name]
     path = Path(name)
-    if path.suffix == ".json" or path.exists():
+    if path.suffix == ".json" or os.path.lexists(path):  # unlike Path.exists it is no error where nobody may look
         return read(path)
     raise UsageError(f"--machine {name}: no such machine or file (there are {', '.join(MACHINES)}, and {HERE})")
 

@@ -98,6 +98,7 @@ def paper(options: PredictOptions) -> Paper:
     largest = {single: costs.largest_batch(table, step, room, False)}
     if both:
         largest["towers"] = costs.largest_batch(table, step, room, True)
+        largest["towers, overlap"] = costs.largest_batch(table, step, room, True, overlap=True)
     return Paper(table, step, found, plain, overlapped, (plain_meets, overlap_meets), room, largest)
 
 
@@ -232,6 +233,7 @@ def verdicts(found: Paper) -> list[str]:
             when = f"from a batch of {meets:,} on" if meets else f"at no batch up to {costs.LARGEST_BATCH:,}"
             lines.append(f"{how} overlap, replicas (data parallel) are as fast as towers or faster {when}.")
     where = {"whole": "on one device", "dense": "on one device", "towers": f"on {found.architecture.towers} towers"}
+    where["towers, overlap"] = f"{where['towers']} with overlap"
     more = {costs.LARGEST_BATCH: " or more"}
     sizes = ", ".join(f"{batch:,}{more.get(batch, '')} {where[name]}" for name, batch in found.largest.items())
     lines.append(f"Within {found.memory:,} bytes of each device, the largest batch is {sizes}.")

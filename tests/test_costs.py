@@ -177,7 +177,8 @@ def test_towers_halve_time_and_memory():
 
 def test_layouts_are_those_that_there_are():
     assert set(predicted(ALEXNET, Step(2), GTX)) == {"towers", "whole", "replicas", "dense", "half"}
-    assert set(predicted(preset("fashion", 1), Step(2), GTX)) == {"dense", "replicas"}
+    assert set(predicted(preset("fashion", 1), Step(2), GTX)) == {"dense", "replicas", "half"}
+    assert set(predicted(PRESETS["torchvision"], Step(2), GTX)) == {"dense", "replicas"}
     assert set(predicted(PRESETS["caffe"], Step(2), GTX)) == {"whole", "replicas"}
     assert set(predicted(PRESETS["alexnet-isolated"], Step(2), GTX)) == {"towers", "whole", "replicas"}
     assert len(predicted(preset("fashion", 4), Step(8), GTX)["towers"].memory) == 4
@@ -214,6 +215,9 @@ def test_the_largest_batch_fits_and_the_next_does_not():
         assert footprint(ALEXNET, batch, tower=tower).peak <= 3e9 < footprint(ALEXNET, batch + 1, tower=tower).peak
     assert largest_batch(ALEXNET, Step(1), 3e9, True) > 1.8 * largest_batch(ALEXNET, Step(1), 3e9, False)
     assert largest_batch(ALEXNET, Step(1), 1e6, False) == 0
+    held = footprint(ALEXNET, 1, tower=0).peak  # where weights are most of it, their gradients in parts show
+    assert largest_batch(ALEXNET, Step(1), held, True) == 1
+    assert largest_batch(ALEXNET, Step(1), held, True, overlap=True) == 0
 
 
 def test_as_dict_is_what_compare_json_takes():

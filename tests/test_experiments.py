@@ -63,7 +63,7 @@ def begun(monkeypatch, capsys, fake_devices):  # noqa: F811
 @pytest.mark.parametrize(
     ("script", "words", "expected"),
     [
-        ("overhead", "--batch-size 2 --rounds 1 --threads 1", "two towers, fake devices / plain CPU: "),
+        ("overhead", "--batch-size 2 --rounds 1 --threads 1", "two towers, two fake devices / plain CPU: "),
         ("memory", "--preset fashion --batch-size 2 --capacity-mb 0 --threads 1", "two devices  fake:1:"),
         ("profiling", "--preset fashion --batch-size 2 --rounds 2 --threads 1", "recorded / not: "),
         ("response_norm", "--batch-size 2 --rounds 1 --threads 1", "operator / formula: "),

@@ -1,9 +1,12 @@
 """Precision, compilation and the order of relu and pool: how rows compute, not what."""
 
 import gc
+import shutil
 import subprocess
 import sys
+import sysconfig
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -166,9 +169,14 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     def none():
         raise exc.InvalidCxxCompiler
 
-    check_execution(Execution(compiled=True), CPU)
+    if shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists():
+        check_execution(Execution(compiled=True), CPU)
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     with pytest.raises(UsageError, match=r"--compile: on the CPU torch.compile needs a C\+\+ compiler"):
+        check_execution(Execution(compiled=True), CPU)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "c++")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere")
+    with pytest.raises(UsageError, match=r"--compile: on the CPU torch.compile needs Python's headers"):
         check_execution(Execution(compiled=True), CPU)
     monkeypatch.setattr("splitnet.parallel.capabilities.has_triton", lambda device: False)
     with pytest.raises(UsageError, match="--compile: cuda:0 needs the package triton"):
@@ -189,6 +197,8 @@ def test_the_process_setting_for_tf32_follows_the_network():
 def test_bf16_with_instructions_for_it_is_not_slow(monkeypatch, name):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
     assert not is_slow("bf16", torch.device("cpu"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert is_slow("bf16", torch.device("cpu"))  # nothing uses them
 
 
 def test_bf16_without_instructions_for_it_is_slow(monkeypatch):

@@ -192,6 +192,20 @@ def test_what_is_no_number_goes_as_far_as_in_the_formula(kind, layout, k):
 
 
 @kinds
+@pytest.mark.parametrize(("scale", "k"), [(1e15, 2.0), (1e15, 0.0), (1e-13, 0.0)])
+def test_large_and_small_numbers_are_the_formulas(kind, scale, k):
+    """Whose squares float32 holds, and whose s ** 1.5 it does not."""
+    operator, formula, norm = KINDS[kind]
+    norm = Norm(5, norm.alpha, norm.beta, k)
+    x, grad = scale * (maps(3, 12, 9, 9, dtype=torch.float32).abs() + 0.5), maps(3, 12, 9, 9, dtype=torch.float32)
+    found = both_ways(lambda x: operator(x, norm), x, grad)
+    expected = both_ways(lambda x: formula(x, norm), x.double(), grad.double())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert theirs.norm() > 0
+        assert far(ours.double(), theirs) < 1e-5
+
+
+@kinds
 def test_only_x_is_kept_for_the_backward(kind):
     operator, _, norm = KINDS[kind]
     x, kept = maps().requires_grad_(), []

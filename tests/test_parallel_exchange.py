@@ -7,10 +7,18 @@ import torch
 from layouts import small
 from quick import quick
 
-from splitnet.equality import attempt, identical, images
+from splitnet.equality import attempt, compare, identical, images
 from splitnet.network.architecture import Transfer
+from splitnet.network.execution import Execution
 from splitnet.parallel import fake
-from splitnet.parallel.exchange import Ledger, LocalExchange, NeighbourExchange, UndividedExchange, Wire, through_host
+from splitnet.parallel.exchange import (
+    Ledger,
+    LocalExchange,
+    SharedDeviceExchange,
+    UndividedExchange,
+    Wire,
+    through_host,
+)
 from splitnet.parallel.placement import host, place
 
 fake.install(2)
@@ -25,7 +33,10 @@ def leaves(devices):
 
 @pytest.mark.parametrize(
     ("kind", "devices"),
-    [*((LocalExchange, pair) for pair in PAIRS), *((NeighbourExchange, pair) for pair in PAIRS if len({*pair}) == 1)],
+    [
+        *((LocalExchange, pair) for pair in PAIRS),
+        *((SharedDeviceExchange, pair) for pair in PAIRS if len({*pair}) == 1),
+    ],
 )
 def test_every_tower_gets_all_channels_and_each_gradient_is_the_sum_over_readers(kind, devices):
     devices = [torch.device(d) for d in devices]
@@ -66,20 +77,24 @@ def test_gather_brings_all_to_tower_0_and_scatters_gradients_home():
 @pytest.mark.parametrize("device", ["cpu", "fake:0"])
 def test_towers_on_one_device_read_the_same_memory(device):
     devices = [torch.device(device)] * 4
-    received = NeighbourExchange(devices).all_gather(leaves(devices), "conv3")
+    received = SharedDeviceExchange(devices).all_gather(leaves(devices), "conv3")
     assert len({tensor.untyped_storage().data_ptr() for tensor in received}) == 1
-    apart = NeighbourExchange(devices, wire=Wire(torch.bfloat16)).all_gather(leaves(devices), "conv3")
+    same = SharedDeviceExchange(devices, wire=Wire(torch.float32)).all_gather(leaves(devices), "conv3")
+    assert len({tensor.untyped_storage().data_ptr() for tensor in same}) == 1  # a cast that rounds nothing
+    apart = SharedDeviceExchange(devices, wire=Wire(torch.bfloat16)).all_gather(leaves(devices), "conv3")
     assert len({tensor.untyped_storage().data_ptr() for tensor in apart}) == 4  # each has its own channels unrounded
 
 
 @pytest.mark.parametrize("reads", [(0, 1, 2, 3), (0, 2), (3,)], ids=str)
-def test_sharing_sums_and_records_to_the_bit_as_copies_do(reads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_sharing_sums_and_records_to_the_bit_as_copies_do(layout, dtype, reads):
     """Four towers: sums of floating-point numbers depend on their order. Some readers may have no gradient."""
     devices, generator = [torch.device("cpu")] * 4, torch.Generator().manual_seed(0)
-    first = [torch.randn(8, 3, 5, 5, generator=generator) for _ in devices]
+    first = [torch.randn(8, 3, 5, 5, generator=generator).to(dtype, memory_format=layout) for _ in devices]
     weights = [torch.randn(8, 12, 5, 5, generator=generator) for _ in devices]
     found, ledgers = [], []
-    for kind in (LocalExchange, NeighbourExchange):
+    for kind in (LocalExchange, SharedDeviceExchange):
         exchange = kind(devices)
         xs, ys = ([x.clone().requires_grad_() for x in first] for _ in range(2))
         received, gathered = exchange.all_gather(xs, "conv3"), exchange.gather(ys, "fc8")
@@ -91,16 +106,42 @@ def test_sharing_sums_and_records_to_the_bit_as_copies_do(reads):
     assert ledgers[0] == ledgers[1]
 
 
-@pytest.mark.parametrize("devices", [["cpu"] * 2, ["cpu"] * 4, ["fake:0"] * 2], ids="-".join)
-def test_towers_that_share_a_device_share_what_they_read(devices):
+@pytest.mark.parametrize("devices", [["cpu"] * 2, ["cpu", "cpu:0"], ["cpu"] * 4, ["fake:0"] * 2], ids="-".join)
+@pytest.mark.parametrize("name", ["fashion", "alexnet"])
+def test_towers_that_share_a_device_share_what_they_read(name, devices):
     """Placed so by `host`; the same towers on devices of their own agree to the bit, gradients included."""
-    table = small("fashion", towers=len(devices))
+    table = small(name, towers=len(devices))
     net = host(table, place(table, devices), 0)
-    assert type(net.exchange) is NeighbourExchange
+    assert type(net.exchange) is SharedDeviceExchange
     other = host(table, place(table, [f"fake:{tower % 2}" for tower in range(len(devices))]), 0)
     assert type(other.exchange) is LocalExchange
     together, spread = (attempt(n, *images(table, 4, 0, torch.float32)) for n in (net, other))
     assert identical(together, spread) == []
+
+
+@pytest.mark.parametrize("how", [{"link": "host"}, {"execution": Execution(overlap=True)}], ids=["host", "overlap"])
+def test_towers_that_share_a_device_do_so_over_any_link_and_with_overlap(how):
+    table = small("alexnet")
+    nets = [host(table, place(table, ["cpu", "cpu"]), 0, **more) for more in ({}, how)]
+    assert type(nets[1].exchange) is SharedDeviceExchange
+    trials = [attempt(net, *images(table, 4, 0, torch.float64)) for net in (net.double() for net in nets)]
+    assert all(difference < 1e-12 for row in compare(table, *trials) for difference in row.differences.values())
+
+
+def test_what_readers_share_is_as_it_was_after_a_step(monkeypatch):
+    """Every row begins with a product, so nobody writes to what was gathered."""
+    table, seen = small("alexnet"), []
+    gather = SharedDeviceExchange.gather_on
+
+    def noted(self, *args):
+        received = gather(self, *args)
+        seen.extend((x, x.detach().clone()) for x in received)
+        return received
+
+    monkeypatch.setattr(SharedDeviceExchange, "gather_on", noted)
+    attempt(host(table, place(table, ["cpu", "cpu"]), 0), *images(table, 4, 0, torch.float32))
+    assert len(seen) > 4
+    assert all(torch.equal(now, before) for now, before in seen)
 
 
 def exposed():

@@ -28,7 +28,6 @@ from splitnet.measure import page_tables, timeline
 from splitnet.measure.records import read_steps
 from splitnet.measure.summary import summarise
 from splitnet.parallel import fake
-from splitnet.parallel.capabilities import cpu_multiplies_bf16
 from splitnet.parallel.placement import build
 from splitnet.training import fashion
 from splitnet.training.data import load
@@ -541,6 +540,12 @@ BAD = [
     ("--compile", "--compile: fake:0 computes operation by operation"),
     ("--machine gtx9000", "--machine gtx9000: no such machine or file", "gtx580-pcie2", "h100-nvlink4"),
     ("--machine {tmp}/machine.json", "--machine {tmp}/machine.json: link is missing"),
+    ("--machine " + 300 * "g", "gg: no such machine or file", "gtx580-pcie2"),
+    (
+        "--devices fake:0,fake:0 --machine gtx580-pcie2",
+        "here 2 towers share 1 (fake:0, fake:0)",
+        "a device for each",
+    ),
     ("--machine {tmp}/no.json", "--machine {tmp}/no.json: cannot be read"),
     ("--machine h100-pcie4 --precision bf16", "--machine h100-pcie4 --precision bf16: emulated in float32"),
     (f"{L} --devices cpu --machine here", "--machine here: is for fake devices and GPUs, not for cpu"),
@@ -885,11 +890,13 @@ def test_the_machine_at_hand_keeps_the_clocks_and_is_on_paper(go, monkeypatch):
         assert max(layout["predicted"]["peak"]) == pytest.approx(peaks[layout["layout"]], rel=0.2)
 
 
-def test_bf16_says_where_it_is_slow(go, monkeypatch):
+@pytest.mark.parametrize("fast", [False, True])
+def test_bf16_says_where_it_is_slow(go, monkeypatch, fast):
     shrink(monkeypatch)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": fast})
     ran = go(*SMALL, "--steps", "1", "--devices", "cpu", "--precision", "bf16", "--no-keep-memory")
     assert ran.code == 0, ran.err
-    assert ("no instructions for it" in ran.out) == (not cpu_multiplies_bf16())
+    assert ("no instructions for it" in ran.out) == (not fast)
     assert ran.json("run")["allocator"] == "as it is: --no-keep-memory"
 
 

@@ -40,12 +40,23 @@ PAPER = replace(
     norm=Norm(5, alpha=5e-4, beta=0.75, k=2.0),
 )
 
-# 2012, layers-145-half: one tower, with conv5 and the fully connected rows at full width (paper, footnote 2).
-HALF = replace(
-    ALEXNET.changed("alexnet-half", conv1={"out": 48}, conv2={"out": 128}, conv3={"out": 192}, conv4={"out": 192}),
-    counts=(1,),
-    why_counts="alexnet-half is the network of one GPU: it has one tower: --towers 1 (alexnet has two)",
-)
+
+def half(architecture: Architecture) -> Architecture:
+    """The network of one GPU beside two towers of a table: half as many kernels in each convolution but the last.
+
+    As layers-145-half of 2012 is to layers-145; the fully connected rows keep their width (paper, footnote 2).
+    """
+    name = f"{architecture.name}-half"
+    *convolutions, _ = (layer for layer in architecture.layers if layer.kernel)
+    return replace(
+        architecture.changed(name, **{layer.name: {"out": layer.out // 2} for layer in convolutions}),
+        towers=1,
+        counts=(1,),
+        why_counts=f"{name} is the network of one GPU: it has one tower: --towers 1 ({architecture.name} has two)",
+    )
+
+
+HALF = half(ALEXNET)
 
 # 2012, layers-150: conv2 and the hidden fully connected rows are wider, so that towers which never speak before
 # fc8 have as many parameters.

@@ -24,7 +24,7 @@ from torch import Tensor
 from splitnet.network.architecture import Norm
 
 BLOCK = 1 << 17
-"""Numbers in a buffer of a block on a CPU, half a MiB of float32; elsewhere 128 times as many."""
+"""Numbers in a buffer of a block on a CPU, half a MiB of float32; elsewhere 128 times as many. At least a row."""
 
 
 def response_norm(x: Tensor, norm: Norm, towers: int = 1) -> Tensor:
@@ -171,17 +171,17 @@ def _blocks(x: Tensor, grad: Tensor | None, result: Tensor, norm: Norm) -> None:
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     places = norm.size ** (x.dim() - 2)
-    a, share = norm.alpha / places, x.new_full((), norm.k / places, dtype=dtype)  # a window of shares adds up to k
+    a, part = norm.alpha / places, x.new_full((), norm.k / places, dtype=dtype)  # the parts of a window add up to k
     in_place = result.dtype == dtype
     rows = _rows(x, norm.size)
     block = None
     for start in range(0, len(x), rows):
         xs, ys = x[start : start + rows].to(dtype), result[start : start + rows]
         if block is None or block.rows != len(xs):
-            block = _Block(xs.shape, norm.size, share)
-        torch.addcmul(share, xs, xs, value=a, out=block.sums.around)
-        block.sums.add()
-        _raise(block.s, norm.beta, block.power)
+            block = _Block(xs.shape, norm.size, part)
+        torch.addcmul(part, xs, xs, value=a, out=block.squares.around)
+        block.squares.add()
+        _power(block.s, norm.beta, block.power, block.spare)
         if grad is None:
             torch.div(xs, block.inside_power, out=ys)
             continue
@@ -195,11 +195,15 @@ def _blocks(x: Tensor, grad: Tensor | None, result: Tensor, norm: Norm) -> None:
             ys.copy_(direct)
 
 
-def _raise(s: Tensor, beta: float, out: Tensor) -> None:
-    """Fill `out` with s ** beta: for the 0.75 of all tables not by a general power, which is slow."""
+def _power(s: Tensor, beta: float, out: Tensor, spare: Tensor) -> None:
+    """Fill `out` with s ** beta: for the 0.75 of all tables not by a general power, which is slow.
+
+    The product of two roots is never larger than s, as that of s and its root would be.
+    """
     if beta == 0.75:
-        torch.sqrt(s, out=out)
-        out.mul_(s).sqrt_()
+        torch.sqrt(s, out=spare)
+        torch.sqrt(spare, out=out)
+        out.mul_(spare)
     else:
         torch.pow(s, beta, out=out)
 
@@ -223,22 +227,25 @@ class _Block:
     neighbour: one gap serves both. Adding never meets a NaN of another window, as a product with a band would.
     """
 
-    def __init__(self, shape: torch.Size, size: int, share: Tensor) -> None:
+    def __init__(self, shape: torch.Size, size: int, part: Tensor) -> None:
         self.rows, *self.lengths, _ = shape
         self.padded = _padded(shape, size)
         self.count = self.rows * prod(self.padded)
         steps = [prod(self.padded[i + 1 :]) for i in range(len(self.lengths))]
         whole = self.count + (size - 1) * sum(steps)
-        buffers = [share.new_empty(whole) for _ in range(3)]
+        buffers = [part.new_empty(whole) for _ in range(3)]
         # windows of even size reach further before than behind, and mirrored the other way: a source for each
-        self.sums = _Windows(share.expand(whole).clone(), buffers, steps, size)
-        self.mirrored = _Windows(share.new_zeros(whole), buffers, steps, size)
-        self.sums.around = self.inside(self.sums.source[size // 2 * sum(steps) :])
-        self.mirrored.around = self.inside(self.mirrored.source[(size - 1) // 2 * sum(steps) :])
-        power = next(buffer for buffer in buffers if buffer is not self.sums.total)
-        self.s, self.power = (buffer[: self.count] for buffer in (self.sums.total, power))
+        self.squares = self._windows(part.expand(whole).clone(), size // 2 * sum(steps), buffers, steps, size)
+        self.mirrored = self._windows(part.new_zeros(whole), (size - 1) // 2 * sum(steps), buffers, steps, size)
+        power, spare, *_ = (buffer for buffer in buffers if buffer is not self.squares.total)
+        self.s, self.power, self.spare = (buffer[: self.count] for buffer in (self.squares.total, power, spare))
         self.inside_s, self.inside_power = self.inside(self.s), self.inside(self.power)
         self.inside_mirrored = self.inside(self.mirrored.total)
+
+    def _windows(
+        self, source: Tensor, before: int, buffers: Sequence[Tensor], steps: Sequence[int], size: int
+    ) -> "_Windows":
+        return _Windows(source, self.inside(source[before:]), buffers, steps, size)
 
     def inside(self, buffer: Tensor) -> Tensor:
         """A buffer without the gaps."""
@@ -254,10 +261,10 @@ class _Windows:
     `around` is where the numbers to be summed go, so that sums stand where a block looks for them.
     """
 
-    around: Tensor
-
-    def __init__(self, source: Tensor, buffers: Sequence[Tensor], steps: Sequence[int], size: int) -> None:
-        self.source, self.buffers = source, buffers
+    def __init__(
+        self, source: Tensor, around: Tensor, buffers: Sequence[Tensor], steps: Sequence[int], size: int
+    ) -> None:
+        self.around, self.buffers = around, buffers
         self.additions: list[tuple[Tensor, Tensor, Tensor]] = []
         self.total = source
         for step in reversed(steps):

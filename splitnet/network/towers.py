@@ -31,6 +31,7 @@ class Exchange(Protocol):
     | all_gather | every tower gets all channels     | sum over the readers, each its own channels |
     | gather     | tower 0 gets all channels         | each its own channels                       |
 
+    What was gathered is not to be written to: readers on one device may share its memory.
     Where tower 0 is in another process, `gather` gives a zero, (), that carries the backward pass there. The two that
     `begin` return before the others' channels have come, and hand back gradients likewise. `collect` brings tensors by
     name from every tower to where tower 0 is, and gives None elsewhere.

@@ -1,6 +1,8 @@
 """What devices can do of what an execution asks for."""
 
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -50,6 +52,8 @@ def _check_compiler(device: torch.device) -> None:
         raise UsageError(f"--compile: {device} needs the package triton, a C compiler, and compute capability 7.0")
     if device.type == "cpu" and not _has_cpp_compiler():
         raise UsageError("--compile: on the CPU torch.compile needs a C++ compiler, and there is none")
+    if device.type == "cpu" and not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise UsageError("--compile: on the CPU torch.compile needs Python's headers (Python.h), and there are none")
 
 
 def _has_cpp_compiler() -> bool:
@@ -74,6 +78,11 @@ def is_slow(precision: Precision, device: torch.device) -> bool:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for it; oneDNN takes avx512 for enough, and is slower than in float32 then."""
+    """Whether this CPU has instructions for it (x86's or ARM's), and PyTorch oneDNN, which uses them.
+
+    That oneDNN computes in bf16 says less: with avx512 alone it does, slower than in float32.
+    """
     has = torch.cpu.get_capabilities()
-    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # x86's, and ARM's
+    return torch.backends.mkldnn.is_available() and any(
+        has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")
+    )

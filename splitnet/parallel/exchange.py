@@ -217,11 +217,11 @@ class LocalExchange:
         return [Transfer(row, "forward", o, r, self.wire.bytes(xs[o])) for o, r in pairs]
 
 
-class NeighbourExchange(LocalExchange):
+class SharedDeviceExchange(LocalExchange):
     """All towers on one device, each by itself: the channels are put together once, and every reader gets them."""
 
     def gather_on(self, xs: list[Tensor], row: str, readers: Sequence[int]) -> list[Tensor]:
-        if self.wire.dtype is not None:  # the others' channels are rounded and a reader's own are not: no two are alike
+        if self.wire.dtype not in (None, xs[0].dtype):  # rounds the others' channels, not a reader's own: none is alike
             return super().gather_on(xs, row, readers)
         return list(_Share.apply(self, self.transfers(xs, row, readers), readers, *xs))
 
@@ -264,7 +264,7 @@ class _Send(torch.autograd.Function):
 
 
 class _Share(torch.autograd.Function):
-    """The same tensor for every reader; backward, the sums of their gradients, in the order of `_Send`'s."""
+    """One memory for every reader, who only read; backward, the sums of their gradients, in the order of `_Send`'s."""
 
     @staticmethod
     def forward(

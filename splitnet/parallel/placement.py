@@ -18,7 +18,7 @@ from splitnet.network.towers import Exchange, SplitNet, Tower
 from splitnet.parallel import fake
 from splitnet.parallel.capabilities import check_execution, use_precision
 from splitnet.parallel.collective import CollectiveExchange
-from splitnet.parallel.exchange import Link, LocalExchange, NeighbourExchange, UndividedExchange, Wire
+from splitnet.parallel.exchange import Link, LocalExchange, SharedDeviceExchange, UndividedExchange, Wire
 from splitnet.parallel.ranks import Ranks, check_divides, of_job
 
 Device = str | torch.device
@@ -119,7 +119,9 @@ def _existing(name: str) -> torch.device:
             raise UsageError(f"--devices {name}: no such device ({there})")
     elif device.type == "cpu" and device.index:
         raise UsageError(f"--devices {name}: there is one CPU, cpu (fake:0 and fake:1 can be told apart)")
-    elif device.type != "cpu":
+    elif device.type == "cpu":
+        device = torch.device("cpu")  # cpu:0 is no other
+    else:
         _check_computes(device)
     return device
 
@@ -230,5 +232,9 @@ def _exchange(placement: Placement, link: Link, wire: Wire) -> Exchange:
             wire=wire,
         )
     pin = any(device.type == "cuda" for device in placement.devices)
-    apart = NeighbourExchange if len(set(placement.devices)) == 1 else LocalExchange
-    return (UndividedExchange if placement.whole else apart)(placement.devices, pin, link, wire)
+    kind: type[LocalExchange] = LocalExchange
+    if placement.whole:
+        kind = UndividedExchange
+    elif len(set(placement.devices)) == 1:
+        kind = SharedDeviceExchange
+    return kind(placement.devices, pin, link, wire)
