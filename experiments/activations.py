@@ -19,7 +19,7 @@ from conduct import Experiment, begin, conclude, open_results, prepare, run_tria
 from measures import reached
 from results_file import TUNING, ResultsFile
 from setting import Options, Setting, Size, about
-from trials import Variant, recipe
+from trials import Outcome, Variant, recipe
 from verdicts import Claim
 
 from splitnet.network.architecture import Op
@@ -46,14 +46,16 @@ def variants(setting: Setting) -> list[Variant]:
 
 def chosen(every: Sequence[Variant], file: ResultsFile) -> list[Variant]:
     """Of each activation the rate that was best from the seed for choosing."""
-    outcomes, steps = file.outcomes(), reached(1 - ERRORS[-1])
-
-    def worth(variant: Variant) -> tuple[float, float]:
-        found = outcomes[variant.name][TUNING]
-        return steps.of(found), found.last.loss
-
+    outcomes = file.outcomes()
     kinds = dict.fromkeys(variant.name.partition(",")[0] for variant in every)
-    return [min((v for v in every if v.name.startswith(f"{kind},")), key=worth) for kind in kinds]
+    tuned = [[v for v in every if v.name.startswith(f"{kind},")] for kind in kinds]
+    return [min(variants, key=lambda v: worth(outcomes[v.name][TUNING])) for variants in tuned]
+
+
+def worth(found: Outcome) -> tuple[bool, bool, float, float]:
+    """Less is better: one that got there, one that did not diverge, the sooner, the smaller loss."""
+    steps = reached(1 - ERRORS[-1])
+    return steps.late(found), bool(found.diverged), steps.of(found), found.last.loss
 
 
 def claims(best: Sequence[Variant]) -> list[Claim]:

@@ -102,7 +102,7 @@ def judged(held: Held, what: int, text: str) -> dict[str, Any]:
         "source": "textbook, 5.6",
         "published": "nearly 1 GB",
         "what": f"{held.network}, fully connected rows",
-        "figure": f"{value:.3f} GB (exact)",
+        "figure": f"{value:.3f} GB (exact, n 1)",
         "mean": value,
         "low": None,
         "high": None,

@@ -17,11 +17,11 @@ Expected: apart by more than chance in neither; the colours are simple, and the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 import torch
 from conduct import Experiment, Outcomes, Table, conduct, prepare
-from setting import Options, Setting, Size, about
+from setting import Options, Setting, Size, about, part
 from torch import Tensor
 from trials import Outcome, Variant, as_large, recipe_2012, view_of
 from verdicts import Claim, Measure
@@ -40,6 +40,8 @@ FULL = Size(scale="1", side=None, epochs=91, seeds=5)
 APART, TOGETHER = "2012's crossings", "every crossing"
 COLOURS = {"red": (255, 64, 64), "green": (64, 255, 64), "blue": (64, 64, 255)}
 IMAGES, DRAWS = 500, 1000
+LEAST = 1e-9
+"""What a difference of energies counts for at least: a ratio needs it."""
 _COLOUR = 0xC010  # what a hash is for
 
 ENERGIES = {"colour": colour_energy, "orientation": orientation_energy}
@@ -73,7 +75,10 @@ def _coloured(split: Split, number: int) -> HeldSplit:
 
 
 def apart(filters: Sequence[Tensor], what: str) -> tuple[float, float]:
-    """How far two towers' filters are apart in an energy, and two random halves of all of them in the mean."""
+    """How far two towers' filters are apart in an energy, and two random halves of all of them, by the geometric mean.
+
+    So where towers are no more than random halves, the logarithm of the ratio is 0 in the mean over seeds.
+    """
     energy = ENERGIES[what]
     one, other = filters
     every, generator = torch.cat([one, other]), torch.Generator().manual_seed(0)
@@ -81,7 +86,7 @@ def apart(filters: Sequence[Tensor], what: str) -> tuple[float, float]:
     for _ in range(DRAWS):
         halves = every[torch.randperm(len(every), generator=generator)].chunk(2)
         by_chance.append(abs(energy(halves[0]) - energy(halves[1])))
-    return abs(energy(one) - energy(other)), fmean(by_chance)
+    return abs(energy(one) - energy(other)), geometric_mean(max(found, LEAST) for found in by_chance)
 
 
 class Looking:
@@ -93,7 +98,8 @@ class Looking:
     def __call__(self, variant: Variant, seed: int, state: State) -> Mapping[str, float]:
         table, view = variant.table, view_of(variant.recipe, self.setting)
         test = self.setting.data.test
-        batch = test.read(torch.arange(min(IMAGES, len(test))))
+        seen = part(test, IMAGES)  # of a folder the first are those of one class
+        batch = seen.read(torch.arange(len(seen)))
         found = specialisation(table, state, batch.images, batch.labels, lambda x: view.centre(x, table.size))
         told = {"accuracy": found.accuracy}
         told |= {f"without tower {i}": accuracy for i, accuracy in enumerate(found.silenced)}
@@ -107,7 +113,7 @@ class Looking:
 
 def over_chance(what: str) -> Measure:
     def ratio(outcome: Outcome) -> float:
-        return max(outcome.found[f"{what} apart"], 1e-9) / max(outcome.found[f"{what} apart by chance"], 1e-9)
+        return max(outcome.found[f"{what} apart"], LEAST) / outcome.found[f"{what} apart by chance"]
 
     return Measure(f"{what} energy: towers apart over random halves", ratio, ratio=True)
 

@@ -38,6 +38,13 @@ def recipe(name: str | None = None, **changes: Any) -> RecipeOptions:
 TEXTBOOK = recipe("textbook")
 
 
+SMALL_2012 = (
+    "Ten grey classes; the small version is narrow, and has 2012's first rates, decay, momentum, dropout and widened"
+    " initial weights, but no drops, crops, mirrored images, views or noise."
+)
+"""What of the recipe of 2012 the small versions have."""
+
+
 def recipe_2012(setting: Setting, full: bool) -> RecipeOptions:
     """That of 2012 as a whole, but for the noise of colours where images are grey.
 

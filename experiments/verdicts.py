@@ -2,9 +2,11 @@
 
 A claim is about two variants, trained from the same seeds on the same images in the same order: that a measure of one
 lies above that of the other, by more than a bound. It is `shown` if the 99 % interval of the mean difference
-(Student's) lies above the bound, `the opposite` if it lies below, and `not shown` otherwise, with one seed too, where
-no network learnt anything, and where one never got to what is measured. The interval is over seeds; the test images are
-the same for all, so it says nothing of other images, and nothing of what several claims together come to.
+(Student's) lies above the bound, `the opposite` if it lies below, and `not shown` otherwise: with one seed too, where
+no network learnt anything, where one never got to what is measured or diverged before it, and where all values are
+alike, for then the measure is too coarse for an interval. The interval is over seeds; the test images are the same for
+all, so it says nothing of other images, and nothing of what several claims together come to. Nor does it hold for who
+adds seeds until something is shown: how many there are is to be settled before.
 """
 
 import math
@@ -43,7 +45,7 @@ class Interval:
 
     def judged(self, bound: float) -> Verdict:
         """Whether it lies above the bound."""
-        if self.low is None or self.high is None:
+        if self.low is None or self.high is None or self.low == self.high:
             return "not shown"
         return "shown" if self.low > bound else "the opposite" if self.high < bound else "not shown"
 
@@ -63,7 +65,10 @@ class Measure:
     arrives: Callable[[Any], bool] | None = None
     """Whether an outcome got to where the figure is of; None: each does."""
     at_least: bool = False
-    """Whether the figure of one that did not is the least that it can be, so that a ratio to it is one, too."""
+    """Whether the figure of one that did not is the least that it can be, so that a ratio to it is one, too.
+
+    What is shown of figures that are cut off there holds for the whole ones, whose mean is no smaller.
+    """
 
     def late(self, outcome: Any) -> bool:
         """Whether it did not get there."""
@@ -117,26 +122,29 @@ class Claim:
     def judge(self, trials: Mapping[str, Mapping[int, Any]]) -> "Judgement | None":
         """By the seeds that each of its variants was trained from: variant -> seed -> outcome. None if there is none.
 
-        A seed from which a training diverged, so that what is measured is not there, is left out.
+        Where a training diverged, so that what is measured is not there, the others are told of and nothing is shown.
         """
         kinds = [trials.get(name, {}) for name in (self.more, self.less) if name]
         shared = sorted(set.intersection(*(set(kind) for kind in kinds)))
         seeds = [seed for seed in shared if all(self.measure.has(kind[seed]) for kind in kinds)]
-        if not seeds:
+        if not shared:
             return None
-        learnt = any(kind[seed].learnt for kind in kinds for seed in seeds)
+        lost = len(shared) - len(seeds)
+        learnt = any(kind[seed].learnt for kind in kinds for seed in shared)
         late = [sum(self.measure.late(kind[seed]) for seed in seeds) for kind in kinds]
-        missing = f"not reached by {sum(late)} of {len(kinds) * len(seeds)}" if any(late) else ""
-        if any(late if not self.measure.at_least else late[1:]):
+        counts = {f"not reached by {sum(late)} of {len(kinds) * len(seeds)}": sum(late)}
+        counts |= {f"diverged from {lost} of {len(shared)} seeds": lost}
+        missing = "; ".join(text for text, count in counts.items() if count)
+        if not seeds or any(late if not self.measure.at_least else late[1:]):
             return Judgement(self, None, (), "not shown", learnt, missing)
         differences = [self.measure.difference(*(kind[seed] for kind in kinds)) for seed in seeds]
         interval = Interval.of(differences)
         if self.measure.ratio:
             interval, differences = interval.exp(), [math.exp(value) for value in differences]
-        verdict = interval.judged(self.bound) if learnt else "not shown"
-        if missing and verdict == "the opposite":  # what is only known to be at least so great may be greater
+        verdict = interval.judged(self.bound) if learnt and not lost else "not shown"
+        if any(late) and verdict == "the opposite":  # what is only known to be at least so great may be greater
             verdict = "not shown"
-        return Judgement(self, interval, tuple(differences), verdict, learnt, missing)
+        return Judgement(self, interval, tuple(differences), verdict, learnt, missing, any(late))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +160,9 @@ class Judgement:
     learnt: bool = True
     """Whether any of the networks did more than guess; where none did, nothing is shown."""
     missing: str = ""
-    """How many trainings did not get to what is measured."""
+    """How many trainings did not get to what is measured, or diverged."""
+    least: bool = False
+    """Whether the figure is the least that it can be."""
 
     @property
     def figure(self) -> str:
@@ -163,7 +173,7 @@ class Judgement:
         if self.interval.low is not None and self.interval.high is not None:
             within = f"99 % {self._written(self.interval.low)} to {self._written(self.interval.high)}, "
         figure = f"{self._written(self.interval.mean)}{' ' * bool(unit)}{unit} ({within}n {self.interval.n})"
-        return f"at least {figure}; {self.missing}" if self.missing else figure
+        return f"{'at least ' * self.least}{figure}{'; ' * bool(self.missing)}{self.missing}"
 
     def _written(self, value: float) -> str:
         return self.claim.measure.written(value, sign=bool(self.claim.less))

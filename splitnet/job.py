@@ -182,7 +182,7 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
         architecture = architecture.adapted(dataset.channels, len(dataset.classes))
         scales: Any = options.dropout_scales
         architecture = replace(architecture, dropout_scales=scales)
-        state = None if options.weights is None else weights.read(options.weights, architecture)
+        state = None if options.weights is None else weights.read(options.weights, architecture, options.pixels)
         view = _view(options, dataset, architecture)
         if options.class_names is not None:
             if dataset.name != "imagefolder":

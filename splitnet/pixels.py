@@ -162,10 +162,16 @@ def write_pixels(path: Path, pixels: Pixels, subject: Subject, broken: int) -> N
     _write(path, tensors, subject, {"images": pixels.images, "broken": broken})
 
 
+class OtherVersionError(UsageError):
+    """A file that another version of splitnet wrote."""
+
+
 def is_of(path: Path, subject: Subject | None = None) -> bool:
-    """Whether there is a whole file, and of this; None: of whatever."""
+    """Whether there is a whole file, and of this; None: of whatever, another version's too."""
     try:
         _, about = _read(path, "")
+    except OtherVersionError:
+        return subject is None
     except UsageError:
         return False
     return subject is None or all(about.get(name) == value for name, value in asdict(subject).items())
@@ -223,7 +229,7 @@ def _read(path: Path, again: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UsageError(f"{path}: not a file of ours ({reason}); {again}") from error
     if not isinstance(told, dict) or told.get("schema") != SCHEMA:
         version = told.get("schema") if isinstance(told, dict) else None
-        raise UsageError(f"{path}: schema {version}, but this version of splitnet reads {SCHEMA}")
+        raise OtherVersionError(f"{path}: schema {version}, but this version of splitnet reads {SCHEMA}")
     return tensors, told
 
 

@@ -4,9 +4,10 @@ All images of FOLDER/train are read as a training reads them: the centre square,
 Interrupted, it goes on where it was when it is called again.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from splitnet.interrupts import Interrupts
 from splitnet.options import check_bounds, fail, guarded, option, parse, positional, refuse
 from splitnet.pixels import FILE, Pixels, Progress, Subject, Sums, is_of, write_pixels
 from splitnet.training import folder
+from splitnet.training.augment import CUDA_CONVNET2, Components
 from splitnet.training.data import order
 from splitnet.training.sharing import Interrupted, Stop
 from splitnet.training.splits import Dataset, batches
@@ -27,11 +29,17 @@ from splitnet.training.splits import Dataset, batches
 PARTIAL = "splitnet-pixels.partial.safetensors"
 """Sums of the images read so far; beside FILE until that is there."""
 
+UNIT = 1e-3
+"""How far a given direction's length may be from 1: published ones have five digits."""
+
 BATCH = 32
 """Images that are read at a time."""
 
 PIECE = 2048
 """Images after which sums are saved: what an interruption costs at most."""
+
+PUBLISHED = "cuda-convnet2"
+"""The name of components that were published."""
 
 MOST_NAMED = 20
 """Broken images that are printed."""
@@ -44,6 +52,9 @@ class PrepareOptions:
     folder: Path = positional("holds train/<class>/… and val/<class>/…, and gets the file")
     size: int = option(224, "pixels a side that the network reads; images are read with a margin, 256 for 224")
     images: int | None = option(None, "only so many of the training images, chosen by chance")
+    components: str | None = option(
+        None, f"principal components of colours in place of these images' own: {PUBLISHED}, or a JSON file"
+    )
     workers: int = option(4, "threads that decode images")
 
     def __post_init__(self) -> None:
@@ -60,6 +71,8 @@ class Task:
     """Of the images in the split, int64, in the order in which they are read."""
     subject: Subject
     path: Path
+    components: Components | None = None
+    """Given ones; None: those of the images."""
 
     @property
     def partial(self) -> Path:
@@ -84,7 +97,29 @@ def task(options: PrepareOptions) -> Task:
         places = order(len(split), 0, 0)[: options.images].sort().values
     names = [split.names[place] for place in places.tolist()]
     subject = Subject.of(split.side, dataset.classes, names)
-    return Task(dataset, split, places, subject, options.folder / FILE)
+    components = None if options.components is None else given(options.components)
+    return Task(dataset, split, places, subject, options.folder / FILE, components)
+
+
+def given(name: str) -> Components:
+    """Components by name, or of a JSON file: `deviations` of three, and `vectors`, each of R, G, B. UsageError."""
+    if name == PUBLISHED:
+        return CUDA_CONVNET2
+    option, wanted = f"--components {name}", 'of {"deviations": [3 numbers], "vectors": [3 unit vectors of R, G, B]}'
+    try:
+        found = json.loads(Path(name).read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{option}: no {PUBLISHED}, and cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{option}: is no JSON ({error})") from error
+    try:
+        deviations, vectors = (torch.tensor(found[key], dtype=torch.float64) for key in ("deviations", "vectors"))
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{option}: is not {wanted}") from error
+    unit = vectors.shape == (3, 3) and bool(((vectors.norm(dim=1) - 1).abs() < UNIT).all())
+    if deviations.shape != (3,) or not (deviations >= 0).all() or not deviations.isfinite().all() or not unit:
+        raise UsageError(f"{option}: is not {wanted}")
+    return Components(tuple(deviations.tolist()), tuple(map(tuple, vectors.tolist())))
 
 
 def begin(job: Task) -> Progress:
@@ -150,7 +185,8 @@ def tell(job: Task, pixels: Pixels, console: Console) -> None:
         lines += [f"  and {len(job.skipped) - MOST_NAMED:,} more"] * (len(job.skipped) > MOST_NAMED)
     lines.append("Mean colour: " + _row(pixels.mean.double().mean((1, 2)).tolist(), 2))
     assert pixels.components is not None
-    lines.append("Principal components of colours (standard deviation, and direction):")
+    whose = "as given" if job.components is not None else "of these images"
+    lines.append(f"Principal components of colours, {whose} (standard deviation, and direction):")
     for deviation, vector in zip(pixels.components.deviations, pixels.components.vectors, strict=True):
         lines.append(f"  {deviation:8.4f}  {_row(vector, 5)}")
     lines.append(f"Wrote {job.path}")
@@ -171,6 +207,8 @@ def finish(job: Task, progress: Progress) -> Pixels:
     if not progress.sums.images:
         raise UsageError(f"{job.split.folder}: none of the {counted(len(job.places), 'image')} can be read")
     pixels = progress.sums.result()
+    if job.components is not None:
+        pixels = replace(pixels, components=job.components)
     write_pixels(job.path, pixels, job.subject, len(job.skipped))
     job.partial.unlink(missing_ok=True)
     return pixels
@@ -201,16 +239,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = tables.console()
     try:
         job = task(parse(PrepareOptions, "prepare", __doc__ or "", argv))
-        if is_of(job.path, job.subject):
+        if is_of(job.path, job.subject) and job.components is None:
             if is_of(job.partial, job.subject):  # it ended between the two
                 job.partial.unlink()
             already = f"{job.path} is there already, of these images."
             console.print(already, highlight=False, markup=False, soft_wrap=True)
             return 0
         if is_of(job.path):  # it may have taken hours
-            raise UsageError(
-                f"{job.path}: is there already, of other images or another size; remove it to make this one"
-            )
+            other = "of other images or another size" if job.components is None else "without --components, or with"
+            raise UsageError(f"{job.path}: is there already, {other}; remove it to make this one")
         return prepare(job, console)
     except UsageError as error:
         return refuse(UsageError(str(error).removeprefix("--data-dir ")))

@@ -29,7 +29,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     | {
         "bias_lr": "0.02",
         "drops": "25,51,79",
-        "bias_drops": "25",
+        "bias_drops": "none",
         "conv1_drop": "67",
         "conv1_freeze": "72",
         "noise_until": "67",
@@ -45,8 +45,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 textbook: github.com/ShusenTang/Dive-into-DL-PyTorch, 5.6. 2012: layers-145.cfg and layer-params-145.cfg of
 github.com/computerhistory/AlexNet-Source-Code (2f8b81f) with the changes that its comments note; its crops are shared
-by 32 images. The biases' one drop is inferred from its 2010 sibling's last rates. paper: Krizhevsky, Sutskever and
-Hinton, NIPS 2012, 4.1 and 5; its "eigenvalues" of colours are taken for standard deviations, as the code has them.
+by 32 images. Its last file has the biases' first rate, 0.02, so theirs does not drop here; its 2010 sibling's file has
+0.002, which is `--bias-drops 23` with that one's other epochs. paper: Krizhevsky, Sutskever and Hinton, NIPS 2012,
+4.1 and 5; its "eigenvalues" of colours are taken for standard deviations, as the code has them.
 """
 
 
@@ -101,9 +102,6 @@ class RecipeOptions:
                 continue
             wanted = "a positive number" if most is None else f"at least 0 and below {most:g}"
             raise UsageError(f"{option_} {value}: {wanted}")
-        drop, freeze = self.conv1_drop, self.conv1_freeze
-        if drop and freeze and drop >= freeze:
-            raise UsageError(f"--conv1-drop {drop}: after epoch {freeze} the first weights stay as they are")
         _ = self.schedule
         if self.views not in (1, 10):
             raise UsageError(f"--views {self.views}: 1 (the centre) or 10 (corners, centre, and all mirrored)")
@@ -114,7 +112,10 @@ class RecipeOptions:
             if told and self.optimizer != "sgd":
                 raise UsageError(f"--{name.replace('_', '-')}: is SGD's (--optimizer sgd), not {self.optimizer}'s")
         if self.recipe is not None:
-            return  # with --color-noise 0 and the like, what a recipe says of noise goes without saying
+            return  # with --color-noise 0, --conv1-freeze 30 and the like, what a recipe says beside it has no effect
+        drop, freeze = self.conv1_drop, self.conv1_freeze
+        if drop and freeze and drop >= freeze:
+            raise UsageError(f"--conv1-drop {drop}: after epoch {freeze} the first weights stay as they are")
         if self.decay_biases and not self.weight_decay:
             raise UsageError("--decay-biases: there is no --weight-decay")
         if self.noise_until and not self.color_noise:

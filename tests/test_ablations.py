@@ -1,10 +1,12 @@
 """Every ablation: what its variants are; its command trains, prints a verdict of each claim, and leaves a page."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -90,16 +92,98 @@ def test_an_experiments_own_sizes_fit_its_networks(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_claims_are_of_variants_that_there_are_and_say_their_source(name, setting):
-    module = import_module(name)
-    claims = module.__dict__.get("CLAIMS") or module.__dict__.get("claims") or [module.BETTER, module.FASTER]
-    if callable(claims):
-        claims = claims(module.variants(setting)[::3])
+    claims = every_claim(name, setting)
     names = {variant.name for variant in every_variant(name, setting)}
     for claim in claims:
         assert claim.source
         assert claim.comparable
         assert claim.more in names
         assert claim.less in names | {""}
+
+
+DIRECTIONS = """
+ReLU reaches 25 % training error sooner than tanh
+    steps to 25 % training error: tanh, rate 0.0003 > relu, rate 0.0003 by 1
+ReLU reaches 10 % training error sooner than tanh
+    steps to 10 % training error: tanh, rate 0.0003 > relu, rate 0.0003 by 1
+ReLU reaches 25 % training error sooner than sigmoid
+    steps to 25 % training error: sigmoid, rate 0.0003 > relu, rate 0.0003 by 1
+ReLU reaches 10 % training error sooner than sigmoid
+    steps to 10 % training error: sigmoid, rate 0.0003 > relu, rate 0.0003 by 1
+without crops and flips there is more overfitting (accuracy)
+    training minus test accuracy: centres > crops and flips by 0
+without crops and flips there is more overfitting (loss)
+    test loss, last minus least: centres > crops and flips by 0
+with crops and flips the best test accuracy is higher
+    best test accuracy: crops and flips > centres by 0
+crossings help at equal parameters
+    test accuracy: 2012's crossings > no crossing, wider by 0
+crossings help
+    test accuracy: 2012's crossings > no crossing by 0
+crossings in every row help more
+    test accuracy: every crossing > 2012's crossings by 0
+conv3's crossing helps
+    test accuracy: 2012's crossings > without conv3's by 0
+fc6's crossing helps
+    test accuracy: 2012's crossings > without fc6's by 0
+fc7's crossing helps
+    test accuracy: 2012's crossings > without fc7's by 0
+without dropout there is more overfitting (accuracy)
+    training minus test accuracy: no dropout > dropout by 0
+without dropout there is more overfitting (loss)
+    test loss, last minus least: no dropout > dropout by 0
+with dropout the best test accuracy is higher
+    best test accuracy: dropout > no dropout by 0
+dropout needs more steps to converge
+    epochs to 15 % error on training images: dropout > no dropout by 1
+two towers are better than the half network
+    test accuracy: two towers > half network by 0
+the half network takes more time
+    seconds a step: half network > two towers by 1
+from PyTorch's weights, ReLU learns better than sigmoid
+    test accuracy: ReLU, PyTorch's weights > sigmoid, PyTorch's weights by 0
+from weights x 8, ReLU learns better than sigmoid
+    test accuracy: ReLU, weights x 8 > sigmoid, weights x 8 by 0
+from weights x 1/8, ReLU learns better than sigmoid
+    test accuracy: ReLU, weights x 1/8 > sigmoid, weights x 1/8 by 0
+ReLU loses less than 5 points by weights x 8
+    test accuracy: ReLU, weights x 8 > ReLU, PyTorch's weights by -5
+ReLU loses less than 5 points by weights x 1/8
+    test accuracy: ReLU, weights x 1/8 > ReLU, PyTorch's weights by -5
+norms raise the test accuracy
+    test accuracy: norms > no norms by 0
+overlapping windows raise the test accuracy
+    test accuracy: overlapping > plain by 0
+plain windows overfit more
+    training minus test accuracy: plain > overlapping by 0
+bf16 costs less than a point
+    test accuracy: bf16 > float32 by -1
+float16 on the wire costs less than a point
+    test accuracy: float16 on the wire > float32 by -1
+bf16 on the wire costs less than a point
+    test accuracy: bf16 on the wire > float32 by -1
+the towers are further apart in colour than random halves of their filters
+    colour energy: towers apart over random halves: 2012's crossings > - by 1
+the towers are further apart in orientation than random halves of their filters
+    orientation energy: towers apart over random halves: 2012's crossings > - by 1
+towers that are kept apart are further apart in colour than towers that are not
+    colour apart: 2012's crossings > every crossing by 0
+what towers make of an image is less alike where they are kept apart
+    similarity after conv5: every crossing > 2012's crossings by 0
+"""
+"""What each claim says, and which of its two variants must then lie above the other: read it when it changes."""
+
+
+def test_claims_say_which_of_two_lies_above_the_other(setting):
+    claims = [claim for name in NAMES for claim in every_claim(name, setting)]
+    told = [f"{c.text}\n    {c.measure.name}: {c.more} > {c.less or '-'} by {c.bound:g}" for c in claims]
+    assert "\n".join(told) == DIRECTIONS.strip()
+
+
+def every_claim(name, setting):
+    module = import_module(name)
+    claims = module.__dict__.get("CLAIMS") or module.__dict__.get("claims") or [module.BETTER, module.FASTER]
+    return claims(module.variants(setting)[::3]) if callable(claims) else claims
 
 
 def every_variant(name, setting):
@@ -186,6 +270,13 @@ def test_the_rate_is_chosen_by_a_seed_that_is_not_judged(setting, tmp_path):
     assert all(claim.judge(file.outcomes(judged=True)) is None for claim in found)
 
 
+def test_a_training_that_diverged_is_no_choice():
+    """It had the fewest steps; and one that was late is worse than one that arrived."""
+    arrived, late = outcome(0.4, 0.5, 0.95), outcome(0.2, *[0.5] * 9)
+    ended = replace(outcome(9.0, 0.5), diverged="loss is nan")
+    assert sorted([ended, late, arrived], key=activations.worth) == [arrived, late, ended]
+
+
 # Specialisation.
 
 
@@ -217,6 +308,16 @@ def test_towers_that_specialise_are_further_apart_than_chance():
     mixed = torch.cat([grey[:6], colour[:6]]), torch.cat([grey[6:], colour[6:]])
     value, chance = specialisation.apart(mixed, "colour")
     assert value < 1.5 * chance
+
+
+def test_towers_that_are_random_halves_are_as_far_apart_as_chance():
+    """In the mean of the logarithms over seeds, which is what a claim of it is judged by."""
+    logs = []
+    for seed in range(60):
+        filters = torch.randn(16, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+        value, chance = specialisation.apart(filters.chunk(2), "colour")
+        logs.append(math.log(value / chance))
+    assert abs(fmean(logs)) < 2.7 * stdev(logs) / math.sqrt(len(logs))
 
 
 # The fully connected layers.
@@ -352,7 +453,12 @@ def test_the_books_figures_stand_beside_the_means():
     table = textbook.table_of(textbook.NETWORKS["LeNet"], found)
     assert table.rows[0] == ("epoch 1", "0.0072", "1.838", "1.8500", "0.322", "0.3000", "0.584", "0.6000")
     [line] = textbook.bands({"LeNet": found})
-    assert line.startswith("LeNet, loss of epoch 1: the book's 1.838 is inside of 1.563 to 2.137, n 3")
+    half = 9.925 * 0.05 * math.sqrt(1 + 1 / 3)  # Student's for 2 degrees of freedom; the deviation is 0.05
+    assert textbook.one_more([1.8, 1.9, 1.85]) == pytest.approx((1.85 - half, 1.85 + half), rel=1e-4)
+    assert line.startswith("LeNet, loss of epoch 1: the book's 1.838 is inside of 1.277 to 2.423, where one more")
+    close = {seed: outcome_of(loss) for seed, loss in enumerate((1.8249, 1.8250, 1.8251))}
+    assert "inside" in textbook.bands({"LeNet": close})[0]  # 0.0072 may have been 1.825
+    assert "outside" in textbook.bands({"LeNet": {s: outcome_of(o.last.loss - 0.01) for s, o in close.items()}})[0]
     assert textbook.bands({"LeNet": {0: found[0]}}) == []
 
 
@@ -362,7 +468,14 @@ def outcome_of(loss):
 
 def test_the_textbooks_claims_are_of_its_networks():
     assert all(isinstance(claim, Claim) for claim in textbook.CLAIMS)
-    assert {claim.more for claim in textbook.CLAIMS} == set(textbook.NETWORKS)
+    found = {(claim.measure.name, claim.more, claim.less, claim.bound) for claim in textbook.CLAIMS}
+    best, last = "best test accuracy", "test accuracy"
+    assert found == {
+        *((best, name, "", 90.0) for name in ("dense", "two towers")),
+        *((last, name, "", 89.0) for name in ("dense", "two towers")),
+        (last, "two towers", "dense", -1.0),
+        (last, "LeNet", "", 74.0),
+    }
     with pytest.raises(UsageError, match="--only dens"):
         textbook.Options(only="dens")
 

@@ -49,6 +49,7 @@ def test_a_thousand_classes_are_prepared_trained_and_tested_with_ten_views(image
     assert (test["images"], test["views"]) == (CLASSES, 10)
     assert test["accuracy"] <= test["top5"] < 0.05
     run = read_run(folder)
+    assert (run["classes"][0], run["classes"][-1]) == ("thing 0, object", f"thing {CLASSES - 1}, object")
     assert run["layers"][-1]["row"] == "fc8"
     assert "1,000 classes" in run["data"]
     options = run["options"]

@@ -25,6 +25,7 @@ from splitnet import pixels, prepare
 from splitnet.errors import UsageError
 from splitnet.pixels import FILE, Sums, measure, read_pixels
 from splitnet.prepare import PARTIAL
+from splitnet.training.augment import CUDA_CONVNET2
 from splitnet.training.data import HeldSplit, load
 
 ROOT = Path(__file__).parents[1]
@@ -507,3 +508,66 @@ def test_what_is_written_is_what_is_read(images):
     assert torch.equal(found.mean, computed.mean)
     assert found.components == computed.components
     assert found.images == computed.images
+
+
+# Given components, and files of another version.
+
+
+def test_published_components_take_the_place_of_the_images_own(images):
+    code, out, err = run(images, "--size", SIZE, "--components", "cuda-convnet2")
+    assert (code, err) == (0, "")
+    assert "Principal components of colours, as given" in out
+    assert read_pixels(images / FILE, 3, SIDE).components == CUDA_CONVNET2
+    own = measure(load("imagefolder", images, size=SIZE).train)
+    assert torch.equal(read_pixels(images / FILE, 3, SIDE).mean, own.mean)
+    code, _, err = run(images, "--size", SIZE, "--components", "cuda-convnet2")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is there already, without --components, or with; remove it" in err
+
+
+def test_components_of_a_file(images, tmp_path):
+    path = tmp_path / "colours.json"
+    path.write_text(json.dumps({"deviations": [1, 2, 3], "vectors": [[1, 0, 0], [0, 0.6, 0.8], [0, -0.8, 0.6]]}))
+    assert run(images, "--size", SIZE, "--components", path)[0] == 0
+    found = read_pixels(images / FILE, 3, SIDE).components
+    assert (found.deviations, found.vectors[1]) == ((1.0, 2.0, 3.0), (0.0, 0.6, 0.8))
+
+
+UNIT_VECTORS = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (None, "no cuda-convnet2, and cannot be read (No such file or directory)"),
+        ("{", "is no JSON ("),
+        ("[1]", "is not of {"),
+        ('{"deviations": [1, 2, 3]}', "is not of {"),
+        (json.dumps({"deviations": [1, 2], "vectors": UNIT_VECTORS}), "is not of {"),
+        (json.dumps({"deviations": [1, 2, -3], "vectors": UNIT_VECTORS}), "is not of {"),
+        (json.dumps({"deviations": [1, 2, math.inf], "vectors": UNIT_VECTORS}), "is not of {"),
+        (json.dumps({"deviations": ["a", 2, 3], "vectors": UNIT_VECTORS}), "is not of {"),
+        (json.dumps({"deviations": [1, 2, 3], "vectors": [[1, 1, 0], *UNIT_VECTORS[1:]]}), "is not of {"),
+        (json.dumps({"deviations": [1, 2, 3], "vectors": UNIT_VECTORS[:2]}), "is not of {"),
+    ],
+)
+def test_wrong_components_are_one_line_and_nothing_is_written(images, tmp_path, text, line):
+    path = tmp_path / "colours.json"
+    if text is not None:
+        path.write_text(text)
+    code, out, err = run(images, "--size", SIZE, "--components", path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"splitnet: error: --components {path}: {line}")
+    assert not (images / FILE).exists()
+    assert not (images / PARTIAL).exists()
+
+
+def test_a_file_of_another_version_is_not_written_over(images, monkeypatch):
+    monkeypatch.setattr(pixels, "SCHEMA", pixels.SCHEMA + 1)
+    assert run(images, "--size", SIZE)[0] == 0
+    before = (images / FILE).read_bytes()
+    monkeypatch.undo()
+    code, _, err = run(images, "--size", SIZE)
+    assert code == 2
+    assert "is there already" in err
+    assert (images / FILE).read_bytes() == before

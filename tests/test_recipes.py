@@ -9,7 +9,7 @@ from layouts import small
 from safetensors.torch import save_file
 from whole_runs import LENET, command, goes_on, losses, made, records, unchanged
 
-from splitnet import job
+from splitnet import job, learning
 from splitnet.errors import UsageError
 from splitnet.job import RunOptions
 from splitnet.network.layers import Block, Moment
@@ -20,6 +20,7 @@ from splitnet.pixels import measure
 from splitnet.recipes import told
 from splitnet.resuming import read_options
 from splitnet.training.checkpoint import Checkpoints
+from splitnet.training.loop import Test
 from splitnet.training.optimizer import Update
 from splitnet.training.schedule import Schedule
 
@@ -31,7 +32,7 @@ def options(*words):
 def test_2012_is_what_the_source_trained_with():
     found = options("--recipe", "2012")
     assert found.update == Update("sgd", 0.01, 0.02, 0.9, 0.0005, decay_biases=False, by_kind=True)
-    assert found.schedule == Schedule((25, 51, 79), (25,), 67, 72)
+    assert found.schedule == Schedule((25, 51, 79), (), 67, 72)
     assert (found.batch_size, found.epochs, found.init, found.dropout_scales) == (128, 91, "2012", "testing")
     assert (found.pixels, found.crops, found.flips, found.views) == ("minus-mean", "chunks", True, 10)
     assert (found.color_noise, found.noise_shrinks, found.noise_until) == (0.1, True, 67)
@@ -80,6 +81,12 @@ def test_every_change_of_a_recipe_can_be_left_out():
     assert not options("--recipe", "2012", *off, "--noise-until", "0").noise_until
 
 
+def test_the_first_weights_may_freeze_before_a_recipe_lowers_their_rate():
+    schedule = options("--recipe", "2012", "--conv1-freeze", "30").schedule
+    update = options("--recipe", "2012").update
+    assert [schedule.rates(update, epoch, ())["first weight"] for epoch in (29, 30, 67)] == [0.001, 0.0, 0.0]
+
+
 def test_another_optimizer_has_rates_of_its_own():
     found = options("--recipe", "2012", "--optimizer", "adam", "--bias-lr", "0.5")
     assert found.update == Update("adam", None, 0.5, by_kind=True)
@@ -89,7 +96,7 @@ def test_another_optimizer_has_rates_of_its_own():
 def test_the_line_of_a_recipe_tells_what_was_overridden():
     usual = told(options("--recipe", "2012"), noisy=True)
     for words in (
-        *(("--pixels", "0..1"), ("--init", "paper"), ("--dropout-scales", "training"), ("--bias-drops", "none")),
+        *(("--pixels", "0..1"), ("--init", "paper"), ("--dropout-scales", "training"), ("--bias-drops", "25")),
         *(("--conv1-drop", "0"), ("--conv1-freeze", "0"), ("--noise-until", "0"), ("--shuffle", "epochs")),
         *(("--lr", "0.5"), ("--bias-lr", "0.5"), ("--weight-decay", "0"), ("--drops", "3"), ("--no-flips",)),
         *(("--crops", "none"), ("--color-noise", "0.2"), ("--views", "1"), ("--decay-biases",)),
@@ -148,6 +155,25 @@ def test_weights_that_say_how_their_dropout_scales_are_not_taken_for_others(tmp_
     made(tmp_path / "out", *words, "--dropout-scales", "testing")
 
 
+@pytest.mark.parametrize(
+    ("fact", "line"),
+    [({"pixels": "minus-mean"}, "--pixels minus-mean"), ({"preset": "alexnet-paper"}, "--preset alexnet-paper")],
+)
+def test_nor_are_those_of_other_pixels_or_of_another_preset_of_the_same_shapes(tmp_path, fact, line):
+    path = tmp_path / "w.safetensors"
+    save_file(draw(small("alexnet", 2).adapted(3, 10), 0), path, {"splitnet": json.dumps(fact)})
+    said = command(*SMALL, "--steps", "0", "--weights", path, "--out", tmp_path / "refused")
+    assert (said.code, said.line) == (2, f"--weights {path}: were made for {line}; say it")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    path, state = tmp_path / "w.safetensors", draw(small("alexnet", 2).adapted(3, 10), 0)
+    save_file(state | {"fc8.bias": state["fc8.bias"].int()}, path)
+    said = command(*SMALL, "--steps", "0", "--weights", path, "--out", tmp_path / "refused")
+    assert (said.code, said.line) == (2, f"--weights {path}: fc8.bias is int32, not floating-point numbers")
+
+
 def test_so_do_those_of_a_checkpoint(tmp_path):
     words = (*SMALL, "--steps", "1", "--save-every", "1")
     folder = made(tmp_path / "of 2012", *words, "--dropout-scales", "testing")
@@ -175,6 +201,23 @@ def test_a_run_records_its_rates_and_says_when_they_change(tmp_path):
         "After epoch 1: learning rate 0.001 of the first weights, 0.001 of other weights, 0.02 of biases.",
         "After epoch 2: learning rate 0 of the first weights, 0.001 of other weights, 0.002 of biases.",
     ]
+
+
+@pytest.mark.parametrize("parts", [(7,), (2, 4, 7)], ids=str)
+def test_a_plateau_of_the_test_error_lowers_the_rate_of_a_run_resumed_or_not(tmp_path, monkeypatch, parts):
+    """Better, better, then three epochs no better: the sixth is the first at a tenth of the rate."""
+    shares = {6: 0.1, 12: 0.2, 18: 0.2, 24: 0.1, 30: 0.2, 36: 0.3, 42: 0.3}  # by updates made: three an epoch below
+
+    def told(*args, step, epoch, **_):
+        return Test(step, epoch, 1.0, shares[2 * step], 10, 0.1)
+
+    monkeypatch.setattr(learning, "evaluate", told)
+    words = (*LENET, "--optimizer", "sgd", "--drops", "plateau", "--devices", "cpu", "--save-every", "9")
+    folder = made(tmp_path, *words, "--epochs", str(parts[0]))
+    for epochs in parts[1:]:
+        goes_on(folder, "--epochs", str(epochs))
+    rates = [record["rates"]["weights"] for record in records(folder, "test")]
+    assert rates == pytest.approx([0.01] * 5 + [0.001] * 2)
 
 
 def test_another_rate_of_a_run_that_goes_on_is_said_and_recorded(tmp_path):

@@ -19,6 +19,19 @@ def test_lines_that_begin_with_their_folder_stand_in_any_order(tmp_path):
     assert read(path, FOLDERS) == ("tench, Tinca tinca", "goldfish", "great white shark")
 
 
+@pytest.mark.parametrize("between", [",", ", ", "\t"], ids=repr)
+def test_a_comma_or_a_tab_may_stand_between_and_a_mark_of_the_encoding_before(tmp_path, between):
+    lines = (
+        f"{folder}{between}{name}" for folder, name in zip(FOLDERS[::-1], ("shark", "goldfish", "tench"), strict=True)
+    )
+    path = written(tmp_path, b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    assert read(path, FOLDERS) == ("tench", "goldfish", "shark")
+
+
+def test_folders_alone_are_their_own_names_in_any_order(tmp_path):
+    assert read(written(tmp_path, "\n".join(FOLDERS[::-1])), FOLDERS) == FOLDERS
+
+
 def test_bare_lines_are_names_in_order(tmp_path):
     assert read(written(tmp_path, "tench\ngoldfish\nshark"), FOLDERS) == ("tench", "goldfish", "shark")
 

@@ -60,6 +60,8 @@ def test_one_value_has_no_interval_and_shows_nothing():
         ((-0.1, 0.0, 0.1), -1.0, "shown"),
         ((1.0, -1.0, 0.5), 0.0, "not shown"),
         ((0.0, 0.0, 0.0), 0.0, "not shown"),
+        ((3.0, 3.0, 3.0), 0.0, "not shown"),
+        ((-3.0, -3.0), 0.0, "not shown"),
     ],
 )
 def test_a_verdict_is_where_the_interval_lies(values, bound, verdict):
@@ -105,7 +107,7 @@ def test_without_another_variant_the_figure_itself_is_judged():
 
 def test_nothing_is_shown_of_networks_that_guess():
     """That one costs nothing, say: both are at chance, and no difference is within a point."""
-    found = trials([10.0, 10.0], [10.0, 10.0])
+    found = trials([10.0, 10.01, 10.0], [10.0, 10.0, 10.0])
     assert claim(above=-1.0).judge(found).verdict == "shown"
     guessing = {name: {seed: Found(f.value, learnt=False) for seed, f in line.items()} for name, line in found.items()}
     judged = claim(above=-1.0).judge(guessing)
@@ -115,17 +117,31 @@ def test_nothing_is_shown_of_networks_that_guess():
     assert claim(above=-1.0).judge(guessing).verdict == "shown"  # one of the two learnt
 
 
-def test_what_was_not_measured_is_left_out():
-    def looked(outcome):
-        return {1.0: 1.0, 2.0: 2.0}[outcome.value]
+def test_a_claim_of_trainings_that_diverged_is_told_and_not_shown():
+    """What the others say would be shown."""
 
-    judged = claim(Measure("looked", looked)).judge(trials([1.0, 7.0], [2.0, 1.0]))
-    assert judged.values == (-1.0,)
+    def looked(outcome):
+        return {1.0: 1.0, 1.1: 1.1, 0.9: 0.9}[outcome.value]
+
+    measure = Measure("looked", looked)
+    found = trials([1.0, 1.1, 1.1, 7.0], [0.9, 1.0, 1.0, 1.0])
+    assert claim(measure, above=-1.0).judge(trials([1.0, 1.1, 1.1], [0.9, 1.0, 0.9])).verdict == "shown"
+    judged = claim(measure, above=-1.0).judge(found)
+    assert len(judged.values) == 3
+    assert judged.verdict == "not shown"
+    assert judged.figure.endswith("n 3); diverged from 1 of 4 seeds")
+    nothing = claim(measure).judge(trials([7.0, 7.0], [1.0, 1.0]))
+    assert (nothing.verdict, nothing.figure, nothing.values) == ("not shown", "diverged from 2 of 2 seeds", ())
 
 
 def steps_below(most, **more):
     """Steps, which are not reached where there are as many as that."""
     return Measure("steps", lambda o: o.value, ratio=True, arrives=lambda outcome: outcome.value < most, **more)
+
+
+def test_equal_counts_are_too_coarse_to_show_anything():
+    judged = claim(steps_below(4)).judge(trials([3.0, 3.0], [1.0, 1.0]))
+    assert (judged.verdict, judged.figure) == ("not shown", "3 (99 % 3 to 3, n 2)")
 
 
 def test_nothing_is_shown_where_one_never_got_there():
@@ -134,7 +150,6 @@ def test_nothing_is_shown_where_one_never_got_there():
     assert judged.line == "not shown: a is better: steps, a / b: not reached by 3 of 6; published: +1"
     record = judged.record()
     assert (record["mean"], record["low"], record["high"], record["n"], record["values"]) == (None, None, None, 0, [])
-    assert claim(steps_below(4)).judge(trials([3.0, 3.0], [1.0, 1.0])).figure == "3 (99 % 3 to 3, n 2)"
 
 
 def test_a_ratio_to_one_that_got_there_is_at_least_that():

@@ -63,11 +63,11 @@ def draw(architecture: Architecture, seed: int, initial: Initial = "pytorch") ->
     return state
 
 
-def read(path: Path, architecture: Architecture) -> State:
+def read(path: Path, architecture: Architecture, pixels: str | None = None) -> State:
     """A whole state from a safetensors file. UsageError if there is none, or another network's.
 
-    Or one for another dropout, where the file says what for (checkpoints' and `convert`'s do): tests would be wrong
-    without a word.
+    Or one for another dropout or, where `pixels` says what is read, for others, as far as the file tells (checkpoints'
+    and `convert`'s do); or one of another preset of the same shapes: tests would be wrong without a word.
     """
     if not path.is_file():
         raise UsageError(f"--weights {path}: {'not a file' if path.exists() else 'no such file'}")
@@ -85,9 +85,10 @@ def read(path: Path, architecture: Architecture) -> State:
         check(architecture, state)
     except UsageError as error:
         raise UsageError(f"--weights {path}: {error}") from error
-    scales = told.get("dropout_scales", architecture.dropout_scales) if isinstance(told, dict) else None
-    if scales != architecture.dropout_scales:
-        raise UsageError(f"--weights {path}: were made for --dropout-scales {scales}; say it")
+    here = {"preset": architecture.name, "dropout_scales": architecture.dropout_scales, "pixels": pixels}
+    for name, value in here.items() if isinstance(told, dict) else ():
+        if value is not None and told.get(name, value) != value:
+            raise UsageError(f"--weights {path}: were made for --{name.replace('_', '-')} {told[name]}; say it")
     return state
 
 
@@ -100,6 +101,8 @@ def check(architecture: Architecture, state: Mapping[str, Tensor]) -> None:
             raise UsageError(f"{of}: {name} is missing")
         if tuple(state[name].shape) != shape:
             raise UsageError(f"{of}: {name} is {tuple(state[name].shape)}, not {shape}")
+        if not state[name].is_floating_point():
+            raise UsageError(f"{name} is {str(state[name].dtype).removeprefix('torch.')}, not floating-point numbers")
     for name in state:
         if name not in expected:
             raise UsageError(f"{of}: {name} has no place in it")

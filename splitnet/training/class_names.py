@@ -1,5 +1,6 @@
 """What classes are called: an image folder's classes are folders, and ImageNet's folders are numbers."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,22 +10,29 @@ from splitnet.errors import UsageError
 def read(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     """A name for each folder, from a text file of one line a class. UsageError if it does not match.
 
-    Lines that begin with the folders' names ("n01440764 tench, Tinca tinca", as ImageNet's lists have them) may stand
-    in any order; where no line does, the lines are the names, in the order of the sorted folders.
+    Lines that begin with the folders' names ("n01440764 tench, Tinca tinca", as ImageNet's lists have them; or with a
+    comma or a tab between) may come in any order; where no line does, the lines are the names, in the order of the
+    sorted folders.
     """
     option = f"--class-names {path}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"{option}: cannot be read ({reason})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) != len(folders):
         raise UsageError(f"{option}: {len(lines):,} names for {len(folders):,} classes")
-    named = dict(line.split(maxsplit=1) for line in lines if line.split()[0] in folders and len(line.split()) > 1)
-    if not named:
+    named = dict(_parted(line) for line in lines)
+    if not named.keys() & set(folders):
         return tuple(lines)
     for folder in folders:
         if folder not in named:
             raise UsageError(f"{option}: no line begins with {folder}, as others do with theirs")
     return tuple(named[folder] for folder in folders)
+
+
+def _parted(line: str) -> tuple[str, str]:
+    """A folder's name and its class's; of a line that is one word, that word is both."""
+    folder, _, name = re.sub(r"[\s,]+", " ", line, count=1).partition(" ")
+    return folder, name or folder
