@@ -13,10 +13,23 @@ from layouts import small
 from test_training_sharing import World
 
 from splitnet.errors import UsageError
+from splitnet.keyed import key
 from splitnet.parallel import fake, placement
 from splitnet.parallel.audit import audit
 from splitnet.parallel.placement import build, host
-from splitnet.training.augment import AT_ONCE, CHUNK, CUDA_CONVNET2, PLAIN, Components, Noise, View, average, credit
+from splitnet.training.augment import (
+    _COLOUR,
+    AT_ONCE,
+    CHUNK,
+    CUDA_CONVNET2,
+    PLAIN,
+    Components,
+    Noise,
+    View,
+    _normal,
+    average,
+    credit,
+)
 from splitnet.training.data import HeldSplit, batches, load, order, to_network
 from splitnet.training.folder import read_side
 from splitnet.training.loop import Position, evaluate, network_images, train, training_step
@@ -257,15 +270,22 @@ def scalar_mix(x):
     return x ^ (x >> 16)
 
 
+def scalar_normal(image, number, seed, epoch):
+    """By Box and Muller, of two hashes."""
+    one, other = (scalar_mix(scalar_mix(image) ^ key(_COLOUR, number, part, seed, epoch)) for part in range(2))
+    return math.sqrt(-2 * math.log((one + 1) / 2**32)) * math.cos(2 * math.pi * other / 2**32)
+
+
 def test_noise_is_the_sum_of_components_each_by_a_normal_number():
-    """Σ aᵢ sᵢ pᵢ of the source, one number after the other; the aᵢ are found by projecting on the components."""
+    """Σ aᵢ sᵢ pᵢ of the source, one number after the other; the moments of aᵢ by projecting on the components."""
     noise = Noise(CUDA_CONVNET2, 0.1)
     shifts = noise.shifts(3, 5, torch.arange(4000)).double().numpy()
     vectors, deviations = np.array(CUDA_CONVNET2.vectors), np.array(CUDA_CONVNET2.deviations)
     a = shifts @ vectors.T / (0.1 * deviations)
     for n in range(0, 4000, 500):
         for channel in range(3):
-            expected = 0.1 * sum(a[n][i] * deviations[i] * CUDA_CONVNET2.vectors[i][channel] for i in range(3))
+            parts = (scalar_normal(n, i, 3, 5) * deviations[i] * vectors[i][channel] for i in range(3))
+            expected = 0.1 * sum(parts)
             assert shifts[n][channel] == pytest.approx(expected, rel=1e-4, abs=1e-4)
     for i in range(3):  # each a standard normal number: moments, and a known share beyond 1, 2, 3 deviations
         assert abs(a[:, i].mean()) < 3.3 / math.sqrt(4000)
@@ -278,13 +298,9 @@ def test_noise_is_the_sum_of_components_each_by_a_normal_number():
 
 
 def test_a_normal_number_is_box_and_mullers_of_two_hashes():
-    from splitnet import keyed
-    from splitnet.training.augment import _COLOUR, _normal
-
     for number in range(3):
         for image in (0, 1, 77, 10**6):
-            one, other = (scalar_mix(scalar_mix(image) ^ keyed.key(_COLOUR, number, part, 9, 4)) for part in range(2))
-            expected = math.sqrt(-2 * math.log((one + 1) / 2**32)) * math.cos(2 * math.pi * other / 2**32)
+            expected = scalar_normal(image, number, 9, 4)
             assert _normal(torch.tensor([image]), number, 9, 4).item() == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 
