@@ -4,17 +4,20 @@
 
 Layouts of the same training step (Adam, float32, channels-last, freed memory kept as `run` does) in alternation in one
 run: two towers on one fake device and on the plain CPU, which compute the same; on two fake devices, which also copy
-what crosses and prepare the images twice; the whole network in one piece. Ratios are taken round by round.
-Expected: medians of at most 1.05, 1.05 with two devices too, and 1.02; run it on an idle machine.
+what crosses and prepare the images twice; the whole network in one piece. Ratios are taken round by round: of time, and
+of the processor's, which counts no wait for a core that somebody else has. Expected: medians of at most 1.05, 1.05 with
+two devices too, and 1.02; run it on an idle machine.
 """
 
+import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from splitnet.allocator import keep_freed_memory
 from splitnet.comparison import WARM_UP, Contender, Training
-from splitnet.measure.meter import Layout, alternate, ratio
+from splitnet.measure.meter import Layout, Ratio, alternate, ratio
 from splitnet.measure.records import load
 from splitnet.network.presets import preset, presets
 from splitnet.options import check_bounds, guarded, option, parse
@@ -34,6 +37,10 @@ class Options:
         check_bounds(self, {"batch_size": (1, 65536), "rounds": (1, 10**6), "threads": (1, 1024)})
 
 
+def told(found: Ratio) -> str:
+    return f"{found.median:.3f} ({found.least:.3f}-{found.greatest:.3f}, n={found.n})"
+
+
 def main() -> None:
     options = parse(Options, "experiments/overhead.py", __doc__ or "")
     kept = keep_freed_memory()  # as `run` does: else pages that are zeroed again and again are most of the difference
@@ -46,20 +53,28 @@ def main() -> None:
     training = Training([batch] * (WARM_UP + options.rounds), "adam", None, seed=0)
     layouts = {"one": ["fake:0"] * 2, "two": ["fake:0", "fake:1"], "cpu": ["cpu"] * 2, "whole": ["cpu"]}
     contenders = [Contender(name, table, place(table, devices), training) for name, devices in layouts.items()]
-    steps = [Layout(c.name, c.placement.devices, c.step) for c in contenders]
+    computed: dict[str, list[float]] = {name: [] for name in layouts}
+
+    def counted(contender: Contender, number: int) -> None:
+        before = time.process_time()
+        contender.step(number)
+        computed[contender.name].append(time.process_time() - before)
+
+    steps = [Layout(c.name, c.placement.devices, partial(counted, c)) for c in contenders]
     for number in range(options.rounds):
         samples = alternate(steps, WARM_UP + number)
         for contender in contenders:
             contender.samples.append(samples[contender.name])
-    one, two, cpu, whole = (contender.samples for contender in contenders)
+    samples_of = {contender.name: contender.samples for contender in contenders}
     print(f"{table.name}, batch {options.batch_size}, {options.threads} threads, load before {load()}; {kept}")
     for text, slow, fast in (
-        ("two towers, one fake device / plain CPU", one, cpu),
-        ("two towers, two fake devices / plain CPU", two, cpu),
-        ("plain CPU, two towers / whole network", cpu, whole),
+        ("two towers, one fake device / plain CPU", "one", "cpu"),
+        ("two towers, two fake devices / plain CPU", "two", "cpu"),
+        ("plain CPU, two towers / whole network", "cpu", "whole"),
     ):
-        times = ratio(fast, slow)  # speed of fast over slow = time of slow over fast
-        print(f"{text}: {times.median:.3f} ({times.least:.3f}-{times.greatest:.3f}, n={times.n})")
+        times = ratio(samples_of[fast], samples_of[slow])  # speed of fast over slow = time of slow over fast
+        work = Ratio.of(a / b for a, b in zip(computed[slow], computed[fast], strict=True))
+        print(f"{text}: {told(times)}; processor time {told(work)}")
     for contender in contenders:
         seconds = sorted(s.wall for s in contender.samples)
         print(f"  {contender.name}: {1000 * seconds[len(seconds) // 2]:.0f} ms a step")

@@ -1,6 +1,7 @@
 """What every test starts from: a seed, one thread, and a reason where it cannot run."""
 
 import gc
+import os
 
 import pytest
 from hypothesis import settings
@@ -8,6 +9,12 @@ from hypothesis import settings
 # Examples come from the test's own name and its time is not judged: the same on a fast and on a busy machine.
 settings.register_profile("splitnet", derandomize=True, deadline=None)
 settings.load_profile("splitnet")
+
+LONG = {
+    *("test_verify", "test_training_augment", "test_training_loop", "test_convert", "test_prepare", "test_looking"),
+    *("test_measure_lanes", "test_network_response_norm"),
+}
+"""Files whose quick tests take longest: none of them is to be left over at the end."""
 
 GPUS_NEEDED = {"gpu": 1, "two_gpus": 2}
 
@@ -30,6 +37,11 @@ def why_no_gpus(count: int) -> str:
     return ""
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: who waits for a process that it started leaves its core to others."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
 def pytest_collectstart() -> None:
     """PyTorch is imported where tests are, and not by a process that has others run them."""
     import torch
@@ -44,7 +56,13 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """GPU tests last, so that in a mixed run they skip by rule and not by the alphabet; files that take long first."""
-    items.sort(key=lambda item: (gpus_needed(item), not item.get_closest_marker("ranks"), not _slow(item)))
+    items.sort(
+        key=lambda item: (gpus_needed(item), not item.get_closest_marker("ranks"), not _slow(item), not _long(item))
+    )
+
+
+def _long(item: pytest.Item) -> bool:
+    return item.path.stem in LONG
 
 
 def _slow(item: pytest.Item) -> bool:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 from layouts import small
+from quick import few
 
 from splitnet import job, run, tables
 from splitnet.comparison import Contender, Training, compare
@@ -202,6 +203,7 @@ def before(owner, name, first):
 
 LAYOUTS = [(FAKES, "fake:0"), (FAKES, "fake:1"), (["fake:1"], "fake:1"), (["fake:0", "fake:0"], "fake:0")]
 everywhere = pytest.mark.parametrize(("devices", "full"), LAYOUTS, ids=["first", "second", "whole", "shared"])
+in_two_places = pytest.mark.parametrize(("devices", "full"), few(LAYOUTS, *LAYOUTS[:2]))
 
 
 @everywhere
@@ -230,7 +232,7 @@ def test_an_exchange_is_told_from_its_row(data, row, full):
     assert stage.said().startswith(f"{full}: the exchange before {row} needs ")
 
 
-@everywhere
+@in_two_places
 def test_backward_names_its_row(data, devices, full):
     for row in ROWS:
         stage = Stage(data, devices)
@@ -267,7 +269,7 @@ def test_backward_of_one_device_may_be_ahead_of_the_others(data):
         assert said.startswith(f"{device}: backward of {row} needs 4.00 KiB, 2.00 KiB more than is free; ")
 
 
-@everywhere
+@in_two_places
 def test_the_optimizers_state_names_its_row(data, devices, full):
     for row in ROWS:
         for kind in ("weight", "bias"):
@@ -329,7 +331,7 @@ def needed(data, devices, optimizer, limit):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", few(["adam", "sgd"], "adam"))
 def test_what_is_missing_is_exact(data, optimizer):
     """Each time what is missing is added: at one byte less the same is missing one byte, and in the end it fits."""
     limit, places = 1, []

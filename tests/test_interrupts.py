@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from layouts import small
-from quick import quick
+from quick import few
 from whole_runs import LENET, QUIET, Process, Said, check_same, folder_of, goes_on, losses, made, unchanged
 
 import splitnet
@@ -23,6 +23,8 @@ from splitnet.measure.records import read_run
 from splitnet.options import guarded
 from splitnet.training import checkpoint_files
 from splitnet.training.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.slow  # of whole runs
 
 LONG = (*LENET[:-1], "8", "--steps", "100000")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -181,7 +183,7 @@ def signals(monkeypatch, place, name, number):
     monkeypatch.setattr(place, name, called)
 
 
-@pytest.mark.parametrize("number", quick(STATUS, signal.SIGINT), ids=lambda number: number.name)
+@pytest.mark.parametrize("number", list(STATUS), ids=lambda number: number.name)
 @pytest.mark.parametrize(
     ("place", "name", "done", "status"),
     [
@@ -364,7 +366,7 @@ def check_signalled(tmp_path, straight, number, twice):
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
-@pytest.mark.parametrize("number", quick(range(4), 0))
+@pytest.mark.parametrize("number", few(range(4), 0, 1))
 def test_signals_at_any_line(tmp_path, straight, number, twice):
     check_signalled(tmp_path, straight, number, twice)
 

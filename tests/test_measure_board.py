@@ -32,6 +32,8 @@ const named = title => shapes("title").find(e => e.textContent.includes(title))?
 NAMES = [{"type": "string", "label": "Worker"}, {"type": "number", "label": "A"}, {"type": "number", "label": "B"}]
 TIP = {"type": "string", "role": "tooltip", "p": {"html": "true"}}
 
+pytestmark = pytest.mark.slow  # a browser
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):

@@ -253,6 +253,7 @@ def test_what_cannot_be_normed_is_refused(call, why):
 # One operation each way: to a compiler, to a profiler, to a device.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the check itself
 @kinds
 @pytest.mark.parametrize("layout", quick(LAYOUTS, LAYOUTS[0]), ids=["channels_last", "contiguous"])
@@ -266,6 +267,7 @@ def test_pytorchs_own_checks_of_an_operator(kind, layout):
     torch.library.opcheck(backward, (maps(), x.detach(), *arguments), test_utils=checks)
 
 
+@pytest.mark.slow
 @kinds
 def test_torch_compile_takes_it_whole(kind):
     operator, formula, norm = KINDS[kind]

@@ -1,11 +1,12 @@
 """Towers and the whole network are one function: outputs, gradients, dropped units."""
 
+from fractions import Fraction
 from itertools import product
 
 import pytest
 import torch
 from layouts import SPLIT, batch, relative, run, small
-from quick import quick
+from quick import few, quick
 
 from splitnet.errors import UsageError
 from splitnet.network.presets import preset
@@ -147,9 +148,12 @@ def test_weights_of_another_network_are_refused_by_name_and_shape(change, messag
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alexnet", "fashion"])
-def test_full_width_in_float64(name):
-    table = preset(name, 2)
+@pytest.mark.parametrize(
+    ("name", "width"), few(product(["alexnet", "fashion"], [1, 4]), ("alexnet", 4), ("fashion", 4))
+)
+def test_whole_images_in_float64(name, width):
+    """At its full width, and with a channel of four."""
+    table = preset(name, 2).scaled(Fraction(1, width))
     logits, gradients, _ = run(table, ["fake:0", "fake:1"], count=2)
     whole_logits, whole_gradients, _ = run(table, ["cpu"], count=2)
     assert relative(logits, whole_logits) < 1e-12

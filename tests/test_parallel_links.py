@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from itertools import permutations
+from itertools import cycle, permutations, product
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from layouts import small
+from quick import few
 
 from splitnet.parallel import device_links, fake, links, probes
 from splitnet.parallel.collective import LostRankError
@@ -181,8 +182,7 @@ def test_a_brief_check_finds_each_fault_on_each_way_and_no_other(kind, way):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS, ids="-".join)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "way"), few(product(KINDS, WAYS), *zip(cycle(KINDS), WAYS, strict=False)))
 def test_the_full_check_finds_what_goes_wrong_now_and_then(swift, kind, way):
     with fake.fault(kind, source=way[0], target=way[1], every=3):
         assert way in unsound(check(brief=False, batch=1))

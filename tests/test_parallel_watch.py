@@ -44,7 +44,7 @@ WORDS = {
     "raise-joining": "failed with ValueError: boom, in joining",
 }
 soak = pytest.mark.soak
-QUICK = [("kill", 2, 0, TIMEOUT), ("stop", 2, 1, TIMEOUT), ("raise", 2, 0, TIMEOUT), ("spin", 4, 2, TIMEOUT)]
+QUICK = [("kill", 2, 0, TIMEOUT), ("stop", 2, 1, TIMEOUT), ("raise", 2, 0, TIMEOUT), ("spin", 2, 1, TIMEOUT)]
 LONG = [(kind, 4, 3, LONGER) for kind in WORDS]
 LONG += [(kind, 2, 1, LONGER) for kind in ("kill", "exit", "spin")]
 LONG += [(kind, 2, 0, LONGER) for kind in ("stop", "sleep", "kill-joining")]
@@ -137,6 +137,7 @@ def test_a_signal_to_torchrun_is_no_fault(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
+@soak
 def test_a_cut_cable_ends_both_hosts(tmp_path):
     with two_hosts() as (a, b):
         runs = []

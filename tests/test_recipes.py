@@ -144,6 +144,7 @@ def test_a_wrong_value_is_one_line(words, line):
 SMALL = ("--data", "synthetic", "--batch-size", "8", "--devices", "cpu", "--preset", "alexnet")
 
 
+@pytest.mark.slow
 def test_weights_that_say_how_their_dropout_scales_are_not_taken_for_others(tmp_path):
     state = draw(small("alexnet", 2).adapted(3, 10), 0)
     path = tmp_path / "w.safetensors"
@@ -155,6 +156,7 @@ def test_weights_that_say_how_their_dropout_scales_are_not_taken_for_others(tmp_
     made(tmp_path / "out", *words, "--dropout-scales", "testing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fact", "line"),
     [({"pixels": "minus-mean"}, "--pixels minus-mean"), ({"preset": "alexnet-paper"}, "--preset alexnet-paper")],
@@ -167,6 +169,7 @@ def test_nor_are_those_of_other_pixels_or_of_another_preset_of_the_same_shapes(t
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_no_weights(tmp_path):
     path, state = tmp_path / "w.safetensors", draw(small("alexnet", 2).adapted(3, 10), 0)
     save_file(state | {"fc8.bias": state["fc8.bias"].int()}, path)
@@ -174,6 +177,7 @@ def test_whole_numbers_are_no_weights(tmp_path):
     assert (said.code, said.line) == (2, f"--weights {path}: fc8.bias is int32, not floating-point numbers")
 
 
+@pytest.mark.slow
 def test_so_do_those_of_a_checkpoint(tmp_path):
     words = (*SMALL, "--steps", "1", "--save-every", "1")
     folder = made(tmp_path / "of 2012", *words, "--dropout-scales", "testing")
@@ -186,6 +190,7 @@ def test_so_do_those_of_a_checkpoint(tmp_path):
 RATED = ("--optimizer", "sgd", "--bias-lr", "0.02", "--drops", "1", "--bias-drops", "2", "--conv1-freeze", "2")
 
 
+@pytest.mark.slow
 def test_a_run_records_its_rates_and_says_when_they_change(tmp_path):
     words = (*LENET, *RATED, "--devices", "cpu", "--epochs", "3", "--no-look", "--no-compare", "--no-profile")
     said = command(*words, "--out", tmp_path)
@@ -203,6 +208,7 @@ def test_a_run_records_its_rates_and_says_when_they_change(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [(7,), (2, 4, 7)], ids=str)
 def test_a_plateau_of_the_test_error_lowers_the_rate_of_a_run_resumed_or_not(tmp_path, monkeypatch, parts):
     """Better, better, then three epochs no better: the sixth is the first at a tenth of the rate."""
@@ -220,6 +226,7 @@ def test_a_plateau_of_the_test_error_lowers_the_rate_of_a_run_resumed_or_not(tmp
     assert rates == pytest.approx([0.01] * 5 + [0.001] * 2)
 
 
+@pytest.mark.slow
 def test_another_rate_of_a_run_that_goes_on_is_said_and_recorded(tmp_path):
     words = (*LENET, "--optimizer", "sgd", "--devices", "cpu", "--save-every", "9")
     folder = made(tmp_path, *words, "--epochs", "1")
@@ -227,6 +234,7 @@ def test_another_rate_of_a_run_that_goes_on_is_said_and_recorded(tmp_path):
     assert [record["rates"] for record in records(folder, "test")] == [{"weights": 0.01}, {"weights": 0.005}]
 
 
+@pytest.mark.slow
 def test_one_order_of_images_goes_on_as_it_was(tmp_path):
     words = (*LENET, "--shuffle", "once", "--devices", "cpu", "--save-every", "1")
     straight = made(tmp_path / "straight", *words, "--epochs", "2")
@@ -238,6 +246,7 @@ def test_one_order_of_images_goes_on_as_it_was(tmp_path):
     assert (said.code, said.line) == (2, f"--resume {folder}: it was trained with --shuffle once, not epochs")
 
 
+@pytest.mark.slow
 def test_sgd_without_momentum_goes_on(tmp_path):
     words = (*SMALL, "--optimizer", "sgd", "--momentum", "0", "--save-every", "9")
     folder = made(tmp_path, *words, "--steps", "2")
@@ -245,6 +254,7 @@ def test_sgd_without_momentum_goes_on(tmp_path):
     assert len(records(folder)) == 3
 
 
+@pytest.mark.slow
 def test_what_a_run_cannot_change_is_refused_before_anything_is_touched(tmp_path):
     folder = made(tmp_path, *SMALL, "--optimizer", "sgd", "--pixels", "minus-mean", "--save-every", "9", "--steps", "2")
     whole = unchanged(folder)
@@ -261,6 +271,7 @@ def test_what_a_run_cannot_change_is_refused_before_anything_is_touched(tmp_path
     assert Checkpoints(folder).last().settings["mean_image"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_to_end_before_it_stands_is_refused(tmp_path):
     folder = made(tmp_path, *LENET, "--devices", "cpu", "--save-every", "9", "--epochs", "2")
     whole = unchanged(folder)
@@ -274,6 +285,7 @@ def test_a_run_that_is_to_end_before_it_stands_is_refused(tmp_path):
     assert "0 steps" in goes_on(folder).out
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_does_not_keep_and_of_how_few_images_its_mean_is(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "measure", lambda split: replace(measure(split), images=3))
     words = (*SMALL, "--pixels", "minus-mean", "--steps", "1", "--no-look", "--no-compare", "--no-profile")
@@ -283,6 +295,7 @@ def test_a_run_says_what_it_does_not_keep_and_of_how_few_images_its_mean_is(tmp_
     assert "Weights are not kept" not in command(*words, "--save-every", "1", "--out", tmp_path / "b").out
 
 
+@pytest.mark.slow
 def test_another_mean_image_is_noticed(tmp_path, monkeypatch):
     folder = made(tmp_path, *SMALL, "--pixels", "minus-mean", "--save-every", "9", "--steps", "1")
 

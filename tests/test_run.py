@@ -92,6 +92,7 @@ def started(words, out):
 def go(tmp_path, monkeypatch):
     """Runs the command with a short comparison; its folder is below tmp_path/runs."""
     monkeypatch.setattr(run, "ROUNDS", ROUNDS)
+    monkeypatch.setattr(learning, "SHORT_TEST", 40)
     return lambda *words: started(words, tmp_path / "runs")
 
 

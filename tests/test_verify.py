@@ -3,13 +3,14 @@
 import math
 import re
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 from typing import ClassVar
 
 import pytest
 import torch
 from layouts import SPLIT, small
-from quick import quick
+from quick import few, quick
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitnet import verify
@@ -554,7 +555,10 @@ def test_no_operation_lacks_a_deterministic_form_on_cuda(name):
 
 
 @pytest.mark.slow
-def test_alexnet_at_full_width_is_proven(capsys):
+@pytest.mark.parametrize("width", few([1, 4], 4))
+def test_alexnet_on_its_own_images_is_proven(capsys, monkeypatch, width):
+    """At its full width, and with a channel of four."""
+    monkeypatch.setattr(verify, "preset", lambda *asked: preset(*asked).scaled(Fraction(1, width)))
     assert main(["--preset", "alexnet", "--batch-size", "2"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "Towers equal the whole network on fake:0" in text
