@@ -28,8 +28,9 @@ TOLERANCES: Mapping[str, Mapping[str, float]] = {
     "float64": {"output": 1e-12, "gradient": 1e-12, "weights": 1e-12, "dropped": 0.0},
     # One relu or pool maximum that rounding flips moves a whole gradient in float32, but hardly an output.
     "float32": {"output": 1e-5, "gradient": 1e-2, "weights": 1e-4, "dropped": 0.0},
-    # 10 bits of mantissa, and 8: a rounding of 2 ** -11 and 2 ** -9 in every product, and more maxima that flip.
-    "tf32": {"output": 5e-3, "gradient": 5e-2, "weights": 1e-3, "dropped": 0.0},
+    # 10 bits of mantissa, and 8: a rounding of 2 ** -11 and 2 ** -9 in every product. Four times as many relus and
+    # maxima flip in bf16, and move a gradient twice as far: by the root of their share.
+    "tf32": {"output": 5e-3, "gradient": 1.5e-1, "weights": 1e-3, "dropped": 0.0},
     "bf16": {"output": 2e-2, "gradient": 3e-1, "weights": 2e-3, "dropped": 0.0},
 }
 """The largest difference allowed, over the norm of what is compared; of dropped units, any."""

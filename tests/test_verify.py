@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
@@ -136,6 +137,17 @@ def test_every_execution_is_proven_alone_and_together(prove, name, devices, how)
     code, out, err = prove("--preset", name, "--devices", devices, *how.split())
     assert (code, err) == (0, ""), out
     assert "bit for bit" in out
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler itself
+@pytest.mark.slow
+@pytest.mark.parametrize("how", few(["--compile", "--precision bf16 --wire bf16 --overlap --compile"], "--compile"))
+def test_compiled_rows_are_proven_alone_and_with_all_else(prove, how):
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is no g++")
+    code, out, _ = prove("--preset", "alexnet", "--devices", "cpu,cpu", *how.split())
+    assert code == 0, out
+    assert "Towers equal the whole network on cpu" in " ".join(out.split())
 
 
 def test_a_wire_that_loses_more_than_it_should_is_found(prove, monkeypatch):
@@ -552,6 +564,17 @@ def test_no_operation_lacks_a_deterministic_form_on_cuda(name):
         attempt(build(table, devices=["cpu", "cpu"]).double(), *images(table, 2, 0, torch.float64))
     assert "convolution_backward" in seen.names
     assert sorted(filter(lacking.fullmatch, seen.names)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", few([1, 2], 2))
+@pytest.mark.parametrize(
+    "how", few(["--precision float32 --wire float16", "--wire bf16"], "--precision float32 --wire float16")
+)
+def test_a_wire_is_proven_on_alexnets_own_images(capsys, monkeypatch, how, width):
+    """What rounding flips grows with the network: narrow ones on small images hide it."""
+    monkeypatch.setattr(verify, "preset", lambda *asked: preset(*asked).scaled(Fraction(1, width)))
+    assert main(["--preset", "alexnet", "--batch-size", "2", *how.split()]) == 0
 
 
 @pytest.mark.slow
