@@ -7,6 +7,7 @@ each claim. A command that was interrupted goes on where it was, and one that as
 
 import fcntl
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ class ResultsFile:
     @property
     def made_by(self) -> str:
         """The last command that made something of it."""
-        return " ".join(self.content["sessions"][-1]["command"])
+        return shlex.join(self.content["sessions"][-1]["command"])
 
     @property
     def trials(self) -> list[dict[str, Any]]:
