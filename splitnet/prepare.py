@@ -109,13 +109,17 @@ def given(name: str) -> Components:
     try:
         found = json.loads(Path(name).read_text("utf-8"))
     except OSError as error:
-        raise UsageError(f"{option}: no {PUBLISHED}, and cannot be read ({error.strerror or error})") from error
+        raise UsageError(
+            f"{option}: neither {PUBLISHED} nor a file that can be read ({error.strerror or error})"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{option}: is no JSON ({error})") from error
     try:
         deviations, vectors = (torch.tensor(found[key], dtype=torch.float64) for key in ("deviations", "vectors"))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{option}: is not {wanted}") from error
+    if any(isinstance(number, bool) for number in found["deviations"]):
+        raise UsageError(f"{option}: is not {wanted}")
     unit = vectors.shape == (3, 3) and bool(((vectors.norm(dim=1) - 1).abs() < UNIT).all())
     if deviations.shape != (3,) or not (deviations >= 0).all() or not deviations.isfinite().all() or not unit:
         raise UsageError(f"{option}: is not {wanted}")
@@ -246,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(already, highlight=False, markup=False, soft_wrap=True)
             return 0
         if is_of(job.path):  # it may have taken hours
-            other = "of other images or another size" if job.components is None else "without --components, or with"
+            other = (
+                "of other images or another size" if job.components is None else "and --components does not change it"
+            )
             raise UsageError(f"{job.path}: is there already, {other}; remove it to make this one")
         return prepare(job, console)
     except UsageError as error:

@@ -522,7 +522,7 @@ def test_published_components_take_the_place_of_the_images_own(images):
     assert torch.equal(read_pixels(images / FILE, 3, SIDE).mean, own.mean)
     code, _, err = run(images, "--size", SIZE, "--components", "cuda-convnet2")
     assert (code, err.count("\n")) == (2, 1)
-    assert "is there already, without --components, or with; remove it" in err
+    assert "is there already, and --components does not change it; remove it" in err
 
 
 def test_components_of_a_file(images, tmp_path):
@@ -539,13 +539,14 @@ UNIT_VECTORS = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        (None, "no cuda-convnet2, and cannot be read (No such file or directory)"),
+        (None, "neither cuda-convnet2 nor a file that can be read (No such file or directory)"),
         ("{", "is no JSON ("),
         ("[1]", "is not of {"),
         ('{"deviations": [1, 2, 3]}', "is not of {"),
         (json.dumps({"deviations": [1, 2], "vectors": UNIT_VECTORS}), "is not of {"),
         (json.dumps({"deviations": [1, 2, -3], "vectors": UNIT_VECTORS}), "is not of {"),
         (json.dumps({"deviations": [1, 2, math.inf], "vectors": UNIT_VECTORS}), "is not of {"),
+        (json.dumps({"deviations": [True, 2, 3], "vectors": UNIT_VECTORS}), "is not of {"),
         (json.dumps({"deviations": ["a", 2, 3], "vectors": UNIT_VECTORS}), "is not of {"),
         (json.dumps({"deviations": [1, 2, 3], "vectors": [[1, 1, 0], *UNIT_VECTORS[1:]]}), "is not of {"),
         (json.dumps({"deviations": [1, 2, 3], "vectors": UNIT_VECTORS[:2]}), "is not of {"),
