@@ -239,26 +239,32 @@ def _exchanged(architecture: Architecture, step: Step, towers: bool, replicas: i
     return found
 
 
+def layouts(architecture: Architecture, replicas: int | None = None) -> dict[str, tuple[Architecture, int]]:
+    """Every layout that there is of a table, by `comparison`'s names, and "half": the half network on one device.
+
+    With the table that each of them computes, and its devices.
+    """
+    towers, found = architecture.towers, {}
+    if towers > 1 and not architecture.norm.across_towers:
+        found["towers"] = (architecture, towers)
+    found["whole" if towers > 1 else "dense"] = (architecture, 1)
+    found["replicas"] = (architecture, replicas or max(2, towers))
+    if towers > 1 and architecture.divides(1):
+        found["dense"] = (replace(architecture, towers=1), 1)
+    if architecture.divides(1) and architecture.divides(2):
+        found["half"] = (half(architecture), 1)
+    return found
+
+
 def predicted(
     architecture: Architecture, step: Step, machine: Machine, overlap: bool = False, replicas: int | None = None
 ) -> dict[str, Prediction]:
-    """Every layout that there is of a table, by `comparison`'s names, and "half": the half network on one device.
-
-    UsageError if the machine does not compute in that precision.
-    """
+    """Every layout's step, by its name. UsageError if the machine does not compute in that precision."""
     machine.flops(step.precision)
-    towers, found = architecture.towers, {}
-    if towers > 1 and not architecture.norm.across_towers:
-        found["towers"] = predict("towers", architecture, step, machine, towers, overlap)
-    single = "whole" if towers > 1 else "dense"
-    found[single] = predict(single, architecture, step, machine, 1)
-    count = replicas or max(2, towers)
-    found["replicas"] = predict("replicas", architecture, step, machine, count, overlap)
-    if towers > 1 and architecture.divides(1):
-        found["dense"] = predict("dense", replace(architecture, towers=1), step, machine, 1)
-    if architecture.divides(1) and architecture.divides(2):
-        found["half"] = predict("half", half(architecture), step, machine, 1)
-    return found
+    return {
+        layout: predict(layout, table, step, machine, devices, overlap)
+        for layout, (table, devices) in layouts(architecture, replicas).items()
+    }
 
 
 def crossover(architecture: Architecture, step: Step, machine: Machine, overlap: bool = False) -> int | None:
@@ -275,13 +281,23 @@ def crossover(architecture: Architecture, step: Step, machine: Machine, overlap:
     return _first(beaten)
 
 
-def largest_batch(architecture: Architecture, step: Step, memory: float, towers: bool, overlap: bool = False) -> int:
-    """The largest batch whose step fits `memory` bytes of each device; 0 if none does."""
+def largest_batches(architecture: Architecture, step: Step, memory: float, overlap: bool = False) -> dict[str, int]:
+    """The largest batch of every layout, by its name, whose step fits `memory` bytes of each device; 0 if none does."""
+    return {
+        layout: largest_batch(table, step, memory, layout == "towers", overlap, devices if layout == "replicas" else 1)
+        for layout, (table, devices) in layouts(architecture).items()
+    }
+
+
+def largest_batch(
+    architecture: Architecture, step: Step, memory: float, towers: bool, overlap: bool = False, replicas: int = 1
+) -> int:
+    """That of one layout."""
 
     def too_large(batch: int) -> bool:
         which = range(architecture.towers) if towers else [None]
-        item = step.itemsize
-        held = (footprint(architecture, batch, step.optimizer, item, w, overlap and towers) for w in which)
+        images, item = -(-batch // replicas), step.itemsize
+        held = (footprint(architecture, images, step.optimizer, item, w, overlap and towers) for w in which)
         return any(footprint.peak > memory for footprint in held)
 
     first = _first(too_large)

@@ -94,11 +94,12 @@ def paper(options: PredictOptions) -> Paper:
     both = "towers" in plain
     plain_meets, overlap_meets = (costs.crossover(table, step, found, o) if both else None for o in (False, True))
     room = int(found.memory) if memory is None else memory
-    single = "whole" if table.towers > 1 else "dense"
-    largest = {single: costs.largest_batch(table, step, room, False)}
-    if both:
-        largest["towers"] = costs.largest_batch(table, step, room, True)
-        largest["towers, overlap"] = costs.largest_batch(table, step, room, True, overlap=True)
+    largest = costs.largest_batches(table, step, room)
+    largest |= {
+        f"{name}, overlap": batch
+        for name, batch in costs.largest_batches(table, step, room, overlap=True).items()
+        if plain[name].devices > 1
+    }
     return Paper(table, step, found, plain, overlapped, (plain_meets, overlap_meets), room, largest)
 
 
@@ -124,24 +125,25 @@ def steps(found: Paper) -> Table:
     """Every layout's step."""
     table = _table("A training step on paper *")
     table.add_column("layout", no_wrap=True)
-    for heading in ("step\nms", "images/s", "exposed\nms", "sent\nMB", "peak of a\ndevice, MiB"):
+    for heading in ("step\nms", "images/s", "exposed\nms", "sent\nMB", "peak\nMiB", "largest\nbatch"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, plain in found.plain.items():
-        table.add_row(named(name, plain.devices), *_cells(plain, found.memory))
+        table.add_row(named(name, plain.devices), *_cells(plain, found, name))
         if plain.devices > 1:
-            table.add_row("  with overlap", *_cells(found.overlapped[name], found.memory))
+            table.add_row("  with overlap", *_cells(found.overlapped[name], found, f"{name}, overlap"))
     return table
 
 
-def _cells(step: Prediction, memory: int) -> list[str]:
-    """`memory`: bytes of each device; a peak that is more is marked."""
-    several = step.devices > 1
+def _cells(step: Prediction, found: Paper, layout: str) -> list[str]:
+    """A peak of more than a device's memory is marked."""
+    several, largest = step.devices > 1, found.largest[layout]
     return [
         _figure(1000 * step.seconds),
         _figure(step.images_per_second),
         _figure(1000 * step.exposed) if several else "",
         f"{step.bytes / 1e6:,.1f}" if several else "",
-        f"{step.peak / tables.MIB:,.0f}{' !' * (step.peak > memory)}",
+        f"{step.peak / tables.MIB:,.0f}{' !' * (step.peak > found.memory)}",
+        f"{largest:,}{'+' * (largest == costs.LARGEST_BATCH)}",
     ]
 
 
@@ -232,11 +234,7 @@ def verdicts(found: Paper) -> list[str]:
         for how, meets in zip(("Without", "With"), found.crossover, strict=True):
             when = f"from a batch of {meets:,} on" if meets else f"at no batch up to {costs.LARGEST_BATCH:,}"
             lines.append(f"{how} overlap, replicas (data parallel) are as fast as towers or faster {when}.")
-    where = {"whole": "on one device", "dense": "on one device", "towers": f"on {found.architecture.towers} towers"}
-    where["towers, overlap"] = f"{where['towers']} with overlap"
-    more = {costs.LARGEST_BATCH: " or more"}
-    sizes = ", ".join(f"{batch:,}{more.get(batch, '')} {where[name]}" for name, batch in found.largest.items())
-    lines.append(f"Within {found.memory:,} bytes of each device, the largest batch is {sizes}.")
+    lines.append(f"Largest batch: whose step fits {found.memory:,} bytes of each device.")
     if any(step.peak > found.memory for step in (*found.plain.values(), *found.overlapped.values())):
         lines.append("! More than a device has: the step is that of one that had it.")
     return lines

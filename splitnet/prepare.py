@@ -181,7 +181,9 @@ def bar(console: Console, whole: int, done: int) -> Iterator[Callable[[int], Non
 def tell(job: Task, pixels: Pixels, console: Console) -> None:
     """What was found, and every broken image, or the first of many."""
     side, read = job.subject.side, counted(pixels.images, "training image")
-    lines = [f"Read {read} of {len(job.dataset.classes):,} classes, {side}×{side} pixels each."]
+    lines = [
+        f"Read {read} of {len(job.dataset.classes):,} classes, {side}×{side} pixels each: the network's, and a margin."
+    ]
     if job.skipped:
         lines.append(f"Skipped {counted(len(job.skipped), 'broken image')}:")
         named = list(job.skipped.items())[:MOST_NAMED]

@@ -203,7 +203,7 @@ def _told_of_rates(options: RecipeOptions) -> Iterator[str]:
             yield "a tenth of it on each plateau"
         elif drops:
             yield f"a tenth of it{whose} after {' and '.join(map(str, drops))} epochs"
-    if schedule.first_drop is not None:
+    if schedule.first_drop is not None and schedule.first_drop < (schedule.first_freeze or schedule.first_drop + 1):
         yield f"for the first weights also after {schedule.first_drop}"
     if schedule.first_freeze is not None:
         yield f"the first weights frozen after {schedule.first_freeze}"

@@ -11,7 +11,7 @@ from quick import quick
 
 from splitnet import costs
 from splitnet.comparison import Contender, Training, crossings
-from splitnet.costs import Step, Work, crossover, largest_batch, predict, predicted, products
+from splitnet.costs import Step, Work, crossover, largest_batch, largest_batches, predict, predicted, products
 from splitnet.errors import UsageError
 from splitnet.machines import MACHINES, Machine
 from splitnet.network.architecture import Architecture, Layer
@@ -258,3 +258,13 @@ def test_memory_is_what_fake_devices_measure(optimizer, devices, overlap):
         assert (expected.parameters, expected.gradients) == (memory.parameters, memory.gradients)
         assert expected.optimizer == pytest.approx(memory.optimizer, abs=200)  # counters of steps
         assert expected.peak == pytest.approx(memory.peak, rel=0.015)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_every_layout_has_its_largest_batch(overlap):
+    largest = largest_batches(ALEXNET, Step(1), 3e9, overlap)
+    assert set(largest) == set(predicted(ALEXNET, Step(1), GTX))
+    for layout, batch in largest.items():
+        fits, does_not = (predicted(ALEXNET, Step(b), GTX, overlap)[layout].peak for b in (batch, batch + 1))
+        assert fits <= 3e9 < does_not, layout
+    assert largest["replicas"] == 2 * largest["whole"]

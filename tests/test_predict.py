@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from splitnet import calibration, machines
-from splitnet.costs import Step, crossover, largest_batch, predicted
+from splitnet.costs import Step, crossover, largest_batches, predicted
 from splitnet.machines import MACHINES, machine
 from splitnet.network.presets import preset
 from splitnet.predict import main
@@ -41,7 +41,7 @@ def test_it_says_what_the_model_says(run):
     of = predicted(table, Step(128), GTX)
     towers = of["towers"]
     assert cells(out, "2 towers ")[2] == f"{1000 * towers.seconds:.0f}"
-    assert cells(out, "2 towers ")[3:] == [
+    assert cells(out, "2 towers ")[3:7] == [
         f"{towers.images_per_second:.0f}",
         f"{1000 * towers.exposed:.2f}",
         "60.0",
@@ -57,13 +57,13 @@ def test_it_says_what_the_model_says(run):
         assert (
             f"{how} overlap, replicas (data parallel) are as fast as towers or faster from a batch of {meets}" in words
         )
-    single, several = (largest_batch(table, Step(128), 3e9, towers) for towers in (False, True))
-    overlapped = largest_batch(table, Step(128), 3e9, True, overlap=True)
-    assert overlapped <= several  # it needs more in backward, where the peak may not be
-    sizes = (
-        f"the largest batch is {single} on one device, {several} on 2 towers, {overlapped} on 2 towers with overlap."
-    )
-    assert f"Within 3,000,000,000 bytes of each device, {sizes}" in words
+    assert "Largest batch: whose step fits 3,000,000,000 bytes of each device." in words
+    plain, overlapped = (largest_batches(table, Step(128), 3e9, overlap) for overlap in (False, True))
+    lines = ("2 towers ", "one device", "2 replicas", "dense, one", "half, one")
+    for line, layout in zip(lines, ("towers", "whole", "replicas", "dense", "half"), strict=True):
+        assert cells(out, line)[-1] == f"{plain[layout]:,}"
+    with_overlap = [line.split()[-1] for line in out.splitlines() if line.strip().startswith("with overlap")]
+    assert with_overlap == [f"{overlapped[layout]:,}" for layout in ("towers", "replicas")]
 
 
 ASKED = [
@@ -109,6 +109,7 @@ def test_as_data(run):
     assert found["layouts"]["towers"] == towers.as_dict()
     assert found["crossover"]["overlap"] < found["crossover"]["plain"]
     assert found["largest_batch"]["towers"] > found["largest_batch"]["whole"]
+    assert set(found["largest_batch"]) == set(found["layouts"])
 
 
 def test_a_machine_is_written_and_read(run, tmp_path):
@@ -201,7 +202,7 @@ def test_text_of_a_machine_is_no_markup(tmp_path, capsys):
 def test_a_peak_that_does_not_fit_is_marked(capsys):
     assert main(["--batch-size", "65536"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"one device .* [\d,]+ !\s*$", out, flags=re.M)
+    assert re.search(r"one device .* [\d,]+ ! +[\d,]+\s*$", out, flags=re.M)
     assert "! More than a device has" in out
     assert main([]) == 0
     assert "!" not in capsys.readouterr().out

@@ -167,7 +167,7 @@ def test_nothing_has_no_mean():
 def test_it_measures_all_whole_training_images_and_names_the_broken_ones(images):
     code, out, err = run(images, "--size", SIZE, "--workers", 2)
     assert (code, err) == (0, "")
-    assert "Read 148 training images of 2 classes, 32×32 pixels each." in out
+    assert "Read 148 training images of 2 classes, 32×32 pixels each: the network's, and a margin." in out
     assert "Skipped 2 broken images:" in out
     assert {f"{images}/train/b/005.png", f"{images}/train/a/066.png"} <= {
         line.split(": ")[0].strip() for line in out.splitlines()

@@ -104,6 +104,13 @@ def test_the_line_of_a_recipe_tells_what_was_overridden():
         assert told(options("--recipe", "2012", *words), noisy=True) != usual, words
 
 
+def test_the_line_of_a_recipe_leaves_out_a_drop_that_comes_after_the_freeze():
+    assert "also after 67" in told(options("--recipe", "2012"), noisy=True)
+    said = told(options("--recipe", "2012", "--conv1-freeze", "30"), noisy=True)
+    assert "frozen after 30" in said
+    assert "67" not in said.replace("until epoch 67", "")
+
+
 def test_steps_take_the_place_of_a_recipes_epochs():
     found = options("--recipe", "2012", "--steps", "7")
     assert (found.steps, found.epochs) == (7, None)

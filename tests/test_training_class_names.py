@@ -39,7 +39,8 @@ def test_bare_lines_are_names_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("tench\ngoldfish\n", "2 names for 3 classes"),
+        ("tench\ngoldfish\n", "2 names for 3 classes; wanted is a text file, a line for each"),
+        ("tench, goldfish, shark", "1 name for 3 classes; wanted is a text file, a line for each"),
         ("n01440764 tench\nn01443537 goldfish\nn99 shark", "no line begins with n01484850, as others do with theirs"),
         ("n01440764 tench\nn01440764 tench\nn01443537 goldfish", "no line begins with n01484850"),
         (b"\xff\xfe\x00", "cannot be read (not UTF-8 text)"),

@@ -22,7 +22,8 @@ def read(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
         raise UsageError(f"{option}: cannot be read ({reason})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) != len(folders):
-        raise UsageError(f"{option}: {len(lines):,} names for {len(folders):,} classes")
+        names = f"{len(lines):,} name{'s' * (len(lines) != 1)}"
+        raise UsageError(f"{option}: {names} for {len(folders):,} classes; wanted is a text file, a line for each")
     named = dict(_parted(line) for line in lines)
     if not named.keys() & set(folders):
         return tuple(lines)
