@@ -1,6 +1,8 @@
 """The two-GPU AlexNet of 2012 in PyTorch: two half-width towers that prove to be one network."""
 
+import sys
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 # Public names and where they live. Looked up when first used, so that the tables need no torch.
@@ -22,3 +24,14 @@ def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'splitnet' has no attribute {name!r}")
+
+
+def _without_interrupts(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+_module = dict(pairwise(sys.orig_argv)).get("-m", "")
+if _module.partition(".")[0] == __name__:
+    # A command imports for seconds before its main can take Ctrl-C; that ends it by the signal, as a shell expects.
+    sys.excepthook = _without_interrupts

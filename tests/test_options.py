@@ -1,5 +1,9 @@
 """The command line from a dataclass."""
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +74,15 @@ def test_a_command_exits_without_a_traceback(error, status, capsys):
         guarded(main)
     assert leaving.value.code == status
     assert capsys.readouterr().err == ("splitnet: error: --x: y\n" if status == 2 else "")
+
+
+def test_an_interrupted_import_of_a_command_ends_it_by_the_signal_without_a_traceback(tmp_path):
+    (tmp_path / "rich.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1])))
+    for words, traceback in ((["-m", "splitnet"], False), (["-c", "import splitnet, rich"], True)):
+        done = subprocess.run([sys.executable, *words], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+        assert done.returncode == -signal.SIGINT
+        assert (b"Traceback" in done.stderr) == traceback == bool(done.stderr)
 
 
 @dataclass(frozen=True)
