@@ -13,6 +13,7 @@ from trials import Look, Outcome, Variant, trained
 from verdicts import Claim
 
 from splitnet import allocator
+from splitnet.measure.records import plain
 
 Outcomes = Mapping[str, Mapping[int, Outcome]]
 """Variant -> seed -> outcome."""
@@ -119,8 +120,9 @@ def write(
     if says:
         print(says)
     parts = {"claims": list(records), "tables": list(tables), "text": text, "size": size, "says": says}
+    drawn = page(file.content | plain(parts | {"command": file.made_by}))  # before anything is written
     file.conclude(**parts, command=file.made_by)
-    put(file.path.with_suffix(".html"), page(file.content))
+    put(file.path.with_suffix(".html"), drawn)
     print(f"{file.path.name} and {file.path.stem}.html are in {file.path.parent.resolve()}")
 
 

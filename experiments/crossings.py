@@ -8,6 +8,7 @@ it is significantly worse. Two towers with the crossings of 2012 (conv3, fc6, fc
 both), with none, with none and as many parameters (conv2 and fc6 wider, as in net 150), with all, and without each one
 of 2012's. Printed with the bytes that a step exchanges, measured and held against the table. A row that does not cross
 has half of the weights, so all but net 150's comparison is one of parameters as well.
+`--preset alexnet` is trained by the recipe of 2012 (`--epochs 91` in its full version).
 Expected: at this size differences of a point at most, most of them not shown.
 """
 
@@ -18,10 +19,11 @@ from conduct import Experiment, conduct, prepare
 from measures import LAST
 from setting import Options as CommonOptions
 from setting import Setting, Size, about
-from trials import Variant
+from trials import Variant, as_large, trained_as
 from verdicts import Claim
 
 from splitnet.network.architecture import Architecture
+from splitnet.network.presets import preset
 from splitnet.options import guarded, option, parse
 
 SMALL = Size(epochs=1)
@@ -49,7 +51,7 @@ def without(row: str) -> str:
     return f"without {row}'s"
 
 
-def variants(table: Architecture) -> list[Variant]:
+def tables_of(table: Architecture) -> dict[str, Architecture]:
     tables = {
         USUAL: table,
         NONE: table.crossing([]),
@@ -57,7 +59,13 @@ def variants(table: Architecture) -> list[Variant]:
         ALL: table.crossing(layer.name for layer in table.layers[1:]),
     }
     tables |= {without(row): table.crossing(set(OF_2012) - {row}) for row in OF_2012}
-    return [Variant(name=name, table=found) for name, found in tables.items()]
+    return tables
+
+
+def variants(setting: Setting, name: str = "fashion", full: bool = False) -> list[Variant]:
+    recipe, tables, whole = trained_as(name, setting, full), tables_of(setting.table(name)), tables_of(preset(name))
+    gains = {key: as_large(table, whole[key]) for key, table in tables.items()} if name != "fashion" else {}
+    return [Variant(name=key, table=table, recipe=recipe, gains=gains.get(key, {})) for key, table in tables.items()]
 
 
 def claim(text: str, source: str, published: str, more: str, less: str) -> Claim:
@@ -80,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, "experiments/crossings.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
-    found = variants(setting.table(options.preset))
+    found = variants(setting, options.preset, options.full)
     conduct(Experiment(name="crossings", text=__doc__ or "", variants=found, claims=CLAIMS), options, setting)
 
 

@@ -22,6 +22,7 @@ from conduct import Table, prepare, write
 from results_file import RESULTS, ResultsFile
 from setting import fraction
 
+from splitnet.errors import UsageError
 from splitnet.measure.meter import sizes
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset
@@ -149,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = (options.out or RESULTS) / "fully_connected.json"
     with ResultsFile.open(path, "fully_connected") as file:
         made = (file.content.get("settings"), file.content.get("claims"))
+        if made[0] not in (None, {"scale": options.scale}):
+            raise UsageError(f"{path}: is of --scale {made[0]['scale']}, not {options.scale}; --out keeps both")
         file.begin({"scale": options.scale}, {})
         if "sessions" not in file.content or made != ({"scale": options.scale}, records):
             file.content["sessions"] = []

@@ -42,7 +42,7 @@ def reached(accuracy: float) -> Measure:
         return float(BLOCK * next(blocks, max(len(outcome.curve), 1)))
 
     name = f"steps to {100 * (1 - accuracy):g} % training error"
-    return Measure(name, steps, ratio=True, arrives=arrives, at_least=True)
+    return Measure(name, steps, ratio=True, arrives=arrives, at_least=True, diverged=True)
 
 
 def epochs_to(accuracy: float) -> Measure:
@@ -56,7 +56,7 @@ def epochs_to(accuracy: float) -> Measure:
         return float(next(found, len(outcome.epochs) + 1))
 
     name = f"epochs to {100 * (1 - accuracy):g} % error on training images"
-    return Measure(name, epochs, ratio=True, arrives=arrives)
+    return Measure(name, epochs, ratio=True, arrives=arrives, diverged=True)
 
 
 def _seconds(outcome: Outcome) -> float:

@@ -6,6 +6,7 @@ Source: nets 170 and 170-quant of 2012, the second with float16 for all that is 
 and 0.40524 in ImageNet's validation set, ten views. Two towers are trained on Fashion-MNIST by the textbook's recipe,
 from the same weights in the same order, dropped units alike: in float32, in bf16, and in float32 with what crosses cast
 to float16 and to bf16. Printed with the bytes that a step exchanges.
+`--preset alexnet` is trained by the recipe of 2012 (`--epochs 91` in its full version).
 Expected: differences whose 99 % interval lies above a point's loss; otherwise it is not shown, and more seeds are
 needed. CPUs without bf16 instructions compute it slowly.
 """
@@ -17,11 +18,12 @@ from conduct import Experiment, conduct, prepare
 from measures import LAST
 from setting import Options as CommonOptions
 from setting import Setting, Size, about
-from trials import Variant
+from trials import Variant, as_large, trained_as
 from verdicts import Claim
 
 from splitnet.errors import UsageError
 from splitnet.network.execution import Execution
+from splitnet.network.presets import preset
 from splitnet.options import guarded, option, parse
 
 SMALL = Size(epochs=1)
@@ -67,8 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, "experiments/precision.py", about(__doc__, SMALL, FULL), argv)
     prepare(options.threads)
     setting = Setting.of(options, options.size(SMALL, FULL))
-    table = setting.table(options.preset)
-    variants = [Variant(name=name, table=table, execution=execution) for name, execution in WAYS.items()]
+    name = options.preset
+    table, recipe = setting.table(name), trained_as(name, setting, options.full)
+    gains = as_large(table, preset(name)) if name != "fashion" else {}
+    variants = [
+        Variant(name=way, table=table, recipe=recipe, execution=execution, gains=gains)
+        for way, execution in WAYS.items()
+    ]
     conduct(Experiment(name="precision", text=__doc__ or "", variants=variants, claims=CLAIMS), options, setting)
 
 

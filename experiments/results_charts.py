@@ -7,6 +7,7 @@ from statistics import fmean
 from textwrap import wrap
 from typing import Any
 
+from results_file import TUNING
 from trials import BLOCK
 
 from splitnet.measure.svg import INKS, Drawing, ink, ticks
@@ -69,7 +70,8 @@ def forest(title: str, claims: Sequence[Content]) -> Drawing:
             [(at(c["bound"]), y), (at(c["bound"]), y + 20)], INKS["other"], f"bound {c['bound']:g}", dashed=True
         )
         if c["low"] is not None:
-            drawing.rect(at(c["low"]), y + 8, at(c["high"]) - at(c["low"]), 4, colour, c["figure"])
+            end = WIDTH - 20 if c["high"] is None else at(c["high"])  # of what is only known to be at least so great
+            drawing.rect(at(c["low"]), y + 8, end - at(c["low"]), 4, colour, c["figure"])
         for value in c["values"]:
             drawing.dot(at(value), y + 10, colour, f"{value:.4g}")
     drawing.word(20, height - 32, f"{least:.3g}", look="soft")
@@ -93,7 +95,7 @@ def _forest_legend(drawing: Drawing, dot: str, intervals: bool) -> None:
 def by_step(content: Content) -> Drawing | None:
     """Training accuracy as it was learnt: the mean over seeds of each variant. None of too few steps."""
     lines = _by_variant(content, lambda outcome: outcome["curve"])
-    longest = max(map(len, lines.values()))
+    longest = max(map(len, lines.values()), default=0)
     if longest < 2:
         return None
     at_once = -(-longest // POINTS)
@@ -105,15 +107,17 @@ def by_step(content: Content) -> Drawing | None:
 def by_epoch(content: Content) -> Drawing | None:
     """Test accuracy: the mean over seeds of each variant. None of a single epoch."""
     lines = _by_variant(content, lambda outcome: [epoch["test_accuracy"] for epoch in outcome["epochs"]])
-    longest = max(map(len, lines.values()))
+    longest = max(map(len, lines.values()), default=0)
     return None if longest < 2 else _curves("Test accuracy, %, by epoch", lines, "1", f"{longest} epochs")
 
 
 def _by_variant(content: Content, of: Callable[[Content], Iterable[float]]) -> dict[str, list[float]]:
-    """Of each variant the mean over seeds, in percent."""
+    """Of each variant the mean over seeds that are judged, in percent; of those that got to a first value."""
     series: dict[str, list[list[float]]] = {}
     for trial in content["trials"]:
-        series.setdefault(trial["variant"], []).append([100 * share for share in of(trial["outcome"])])
+        line = [100 * share for share in of(trial["outcome"])]
+        if line and trial["seed"] != TUNING:
+            series.setdefault(trial["variant"], []).append(line)
     return {name: _means(found) for name, found in series.items()}
 
 

@@ -6,8 +6,9 @@
 Source: the paper, section 6.1 and figure 3: the kernels of one GPU are largely colour-agnostic, those of the other
 largely colour-specific, in every run, whichever of the two it is, as a result of the restricted connectivity. The paper
 has no measure of it. Ours: colour energy of a tower's filters (the share that is not grey) and their orientation energy
-(the share that is stripes of one direction), and how far the two towers are apart in it, over how far two random halves
-of the same filters are apart in the mean (1,000 draws). Two towers of `alexnet`, all 96 filters in conv1, the recipe of
+(the share that is stripes of one direction), and how far the two towers are apart in it, as a rank among 1,000 draws of
+two random halves of the same filters, and that as a normal score: 0 in the mean where towers are no more than random
+halves. Two towers of `alexnet`, all 96 filters in conv1, the recipe of
 2012, beside the same with every row crossing, where nothing keeps the towers apart. Also told: how alike what both make
 of the same test images is (linear CKA, without bias), and the accuracy when one tower is silenced.
 Fashion-MNIST is grey: each image gets one of three colours by chance, and its class is its garment and its colour, so
@@ -17,13 +18,13 @@ Expected: apart by more than chance in neither; the colours are simple, and the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, geometric_mean
+from statistics import NormalDist, fmean
 
 import torch
 from conduct import Experiment, Outcomes, Table, conduct, prepare
 from setting import Options, Setting, Size, about, part
 from torch import Tensor
-from trials import Outcome, Variant, as_large, recipe_2012, view_of
+from trials import Variant, as_large, recipe_2012, view_of
 from verdicts import Claim, Measure
 
 from splitnet import keyed
@@ -40,8 +41,6 @@ FULL = Size(scale="1", side=None, epochs=91, seeds=5)
 APART, TOGETHER = "2012's crossings", "every crossing"
 COLOURS = {"red": (255, 64, 64), "green": (64, 255, 64), "blue": (64, 64, 255)}
 IMAGES, DRAWS = 500, 1000
-LEAST = 1e-9
-"""What a difference of energies counts for at least: a ratio needs it."""
 _COLOUR = 0xC010  # what a hash is for
 
 ENERGIES = {"colour": colour_energy, "orientation": orientation_energy}
@@ -74,10 +73,11 @@ def _coloured(split: Split, number: int) -> HeldSplit:
     return HeldSplit(images, found.labels * len(COLOURS) + which)
 
 
-def apart(filters: Sequence[Tensor], what: str) -> tuple[float, float]:
-    """How far two towers' filters are apart in an energy, and two random halves of all of them, by the geometric mean.
+def apart(filters: Sequence[Tensor], what: str) -> tuple[float, float, float]:
+    """How far two towers' filters are apart in an energy; two random halves of them, in the mean; the normal score.
 
-    So where towers are no more than random halves, the logarithm of the ratio is 0 in the mean over seeds.
+    The score is that of the rank of the first among the draws of the second: from N(0, 1) where towers are no more than
+    random halves, whatever the filters are.
     """
     energy = ENERGIES[what]
     one, other = filters
@@ -86,7 +86,9 @@ def apart(filters: Sequence[Tensor], what: str) -> tuple[float, float]:
     for _ in range(DRAWS):
         halves = every[torch.randperm(len(every), generator=generator)].chunk(2)
         by_chance.append(abs(energy(halves[0]) - energy(halves[1])))
-    return abs(energy(one) - energy(other)), geometric_mean(max(found, LEAST) for found in by_chance)
+    found = abs(energy(one) - energy(other))
+    below, alike = (sum(1.0 for chance in by_chance if chance < found), by_chance.count(found))
+    return found, fmean(by_chance), NormalDist().inv_cdf((below + alike / 2 + 0.5) / (DRAWS + 1))
 
 
 class Looking:
@@ -96,7 +98,7 @@ class Looking:
         self.setting = setting
 
     def __call__(self, variant: Variant, seed: int, state: State) -> Mapping[str, float]:
-        table, view = variant.table, view_of(variant.recipe, self.setting)
+        table, view = variant.network, view_of(variant.recipe, self.setting)
         test = self.setting.data.test
         seen = part(test, IMAGES)  # of a folder the first are those of one class
         batch = seen.read(torch.arange(len(seen)))
@@ -107,15 +109,9 @@ class Looking:
         filters = first_filters(table, state)
         for what, energy in ENERGIES.items():
             told |= {f"{what} of tower {i}": energy(own) for i, own in enumerate(filters)}
-            told[f"{what} apart"], told[f"{what} apart by chance"] = apart(filters, what)
+            names = (f"{what} apart", f"{what} apart by chance", f"{what} apart, normal score")
+            told |= zip(names, apart(filters, what), strict=True)
         return told
-
-
-def over_chance(what: str) -> Measure:
-    def ratio(outcome: Outcome) -> float:
-        return max(outcome.found[f"{what} apart"], LEAST) / outcome.found[f"{what} apart by chance"]
-
-    return Measure(f"{what} energy: towers apart over random halves", ratio, ratio=True)
 
 
 def looked(name: str, decimals: int = 3) -> Measure:
@@ -127,7 +123,7 @@ CLAIMS = [
         text=f"the towers are further apart in {what} than random halves of their filters",
         source="paper, 6.1 and figure 3",
         published="in every run" if what == "colour" else "",
-        measure=over_chance(what),
+        measure=looked(f"{what} apart, normal score", 2),
         more=APART,
         comparable=COMPARABLE,
     )

@@ -1,7 +1,8 @@
 """What the ablations share: a variant of a network or of its training, and trials of it, one training from one seed.
 
-All variants of an experiment see the same images, in the same order from the same seed; where their weights have the
-same shapes they begin alike, and drop the same units. A trial counts the bytes that its towers exchange in a step, and
+All variants of an experiment see the same images, in the same order from the same seed, and drop the same units; where
+all their weights have the same shapes they begin alike (one row of another shape changes what is drawn for those behind
+it). A trial counts the bytes that its towers exchange in a step, and
 holds them against what the table derives.
 """
 
@@ -66,6 +67,11 @@ def recipe_2012(setting: Setting, full: bool) -> RecipeOptions:
     return recipe("2012", **changes)
 
 
+def trained_as(name: str, setting: Setting, full: bool) -> RecipeOptions:
+    """How a preset is trained: that of the textbook's network by its recipe, the others by that of 2012."""
+    return TEXTBOOK if name == "fashion" else recipe_2012(setting, full)
+
+
 def view_of(recipe_: RecipeOptions, setting: Setting) -> View:
     """What networks see of the images by a recipe."""
     wanted: Any = recipe_
@@ -88,6 +94,12 @@ class Variant:
     execution: Execution = Execution()
     gains: Mapping[str, float] = field(default_factory=dict)
     """What a row's initial weights are multiplied by; its biases are not."""
+
+    @property
+    def network(self) -> Architecture:
+        """The table, with the dropout of the recipe."""
+        scales: Any = self.recipe.dropout_scales
+        return replace(self.table, dropout_scales=scales)
 
     def weights(self, seed: int) -> State:
         init: Any = self.recipe.init
@@ -176,9 +188,7 @@ Look = Callable[[Variant, int, State], Mapping[str, float]]
 
 def trained(variant: Variant, seed: int, setting: Setting, look: Look | None = None) -> Outcome:
     """One trial."""
-    table = variant.table
-    scales: Any = variant.recipe.dropout_scales
-    table = replace(table, dropout_scales=scales)
+    table = variant.network
     placement = setting.placed(table)
     check_execution(variant.execution, placement.devices)
     net = host(table, placement, seed, execution=variant.execution)

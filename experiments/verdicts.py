@@ -69,6 +69,8 @@ class Measure:
 
     What is shown of figures that are cut off there holds for the whole ones, whose mean is no smaller.
     """
+    diverged: bool = False
+    """Whether a training that diverged has the figure, too: what it reached before, or the accuracy of a guess."""
 
     def late(self, outcome: Any) -> bool:
         """Whether it did not get there."""
@@ -76,9 +78,11 @@ class Measure:
 
     def has(self, outcome: Any) -> bool:
         """Whether the figure is there."""
+        if outcome.diverged and not self.diverged:
+            return False
         try:
             self.of(outcome)
-        except KeyError:
+        except (KeyError, ZeroDivisionError):  # nothing was looked for, or there was no step
             return False
         return True
 
@@ -171,7 +175,8 @@ class Judgement:
             return self.missing
         unit, within = self.claim.unit, "no interval, "
         if self.interval.low is not None and self.interval.high is not None:
-            within = f"99 % {self._written(self.interval.low)} to {self._written(self.interval.high)}, "
+            low, high = map(self._written, (self.interval.low, self.interval.high))
+            within = f"99 % above {low}, " if self.least else f"99 % {low} to {high}, "
         figure = f"{self._written(self.interval.mean)}{' ' * bool(unit)}{unit} ({within}n {self.interval.n})"
         return f"{'at least ' * self.least}{figure}{'; ' * bool(self.missing)}{self.missing}"
 
@@ -203,7 +208,7 @@ class Judgement:
             "figure": self.figure + ("" if self.learnt else "; the networks only guess"),
             "mean": self.interval and self.interval.mean,
             "low": self.interval and self.interval.low,
-            "high": self.interval and self.interval.high,
+            "high": None if self.least else self.interval and self.interval.high,
             "n": len(self.values),
             "values": list(self.values),
             "unit": claim.unit,

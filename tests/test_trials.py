@@ -506,6 +506,30 @@ def test_charts_are_titled_what_they_are():
     assert results_charts.forests([record(values=[])]) == []
 
 
+def test_an_interval_without_an_end_is_drawn_to_the_edge():
+    drawing = str(results_charts.forest("some", [record(low=0.5, high=None, ratio=True)]))
+    [[x, wide]] = re.findall(r'<rect x="([\d.]+)"[^>]* width="([\d.]+)" height="4"[^>]*><title>', drawing)
+    assert float(x) + float(wide) == pytest.approx(results_charts.WIDTH - 20, abs=0.1)
+
+
+def test_charts_are_of_seeds_that_are_judged_and_of_trainings_that_began():
+    def trial(name, seed, *curve):
+        return {"variant": name, "seed": seed, "outcome": {"curve": curve, "epochs": [{"test_accuracy": 0.5}]}}
+
+    tuning, none = trial("other", TUNING, 0.1, 0.1), trial("diverged", 0)
+    content = {"trials": [trial("a", 0, 0.2, 0.4), trial("a", 1, 0.4, 0.6), trial("a", TUNING, 0.9, 0.9), tuning, none]}
+    assert results_charts._by_variant(content, lambda outcome: outcome["curve"]) == {"a": pytest.approx([30, 50])}
+    assert "a: 50" in words_of(results_charts.by_step(content))
+    assert results_charts.by_step({"trials": [none]}) is None
+    assert results_charts.by_epoch({"trials": []}) is None
+
+
+def test_a_page_is_made_of_trainings_that_diverged_at_once(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(conduct, "trained", lambda *_: replace(outcome(0.1), curve=(), steps=0, diverged="loss is nan"))
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    assert "diverged from 2 of 2 seeds" in (tmp_path / "some.html").read_text()
+
+
 def test_long_labels_are_wrapped():
     long = "without dropout there is more overfitting, by this measure (accuracy)"
     drawing = results_charts.forest("some", [record(long), record()])

@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ STEPS = Measure("steps", lambda outcome: outcome.value, ratio=True)
 class Found:
     value: float
     learnt: bool = True
+    diverged: str = ""
 
 
 def claim(measure=POINTS, less="b", **more):
@@ -134,6 +135,21 @@ def test_a_claim_of_trainings_that_diverged_is_told_and_not_shown():
     assert (nothing.verdict, nothing.figure, nothing.values) == ("not shown", "diverged from 2 of 2 seeds", ())
 
 
+def test_what_a_training_that_diverged_came_to_is_no_figure_unless_the_measure_says_so():
+    found = trials([1.0, 1.1, 0.9, 50.0], [0.0, 0.0, 0.0, 0.0])
+    found["a"][3] = Found(50.0, diverged="loss is nan")
+    judged = claim().judge(found)
+    assert judged.values == pytest.approx((1.0, 1.1, 0.9))
+    assert (judged.verdict, judged.missing) == ("not shown", "diverged from 1 of 4 seeds")
+    guessed = claim(replace(POINTS, diverged=True)).judge(found)
+    assert guessed.values[-1] == 50.0
+    assert not guessed.missing
+
+
+def test_a_figure_without_a_step_is_none():
+    assert not Measure("s", lambda outcome: 1 / outcome.value, diverged=True).has(Found(0.0, diverged="at once"))
+
+
 def steps_below(most, **more):
     """Steps, which are not reached where there are as many as that."""
     return Measure("steps", lambda o: o.value, ratio=True, arrives=lambda outcome: outcome.value < most, **more)
@@ -156,7 +172,10 @@ def test_a_ratio_to_one_that_got_there_is_at_least_that():
     measure = steps_below(9, at_least=True)
     judged = claim(measure).judge(trials([9.0, 9.0, 8.0], [2.0, 2.1, 1.9]))
     assert judged.verdict == "shown"
-    assert re.fullmatch(r"at least 4\.3\d* \(99 % .*, n 3\); not reached by 2 of 6", judged.figure)
+    assert re.fullmatch(r"at least 4\.3\d* \(99 % above 3\.\d+, n 3\); not reached by 2 of 6", judged.figure)
+    record = judged.record()
+    assert record["low"] < record["mean"]
+    assert record["high"] is None  # it would be of the steps that there were
     assert claim(measure, above=9.0).judge(trials([9.0, 9.0, 9.0], [2.0, 2.1, 1.9])).verdict == "not shown"
     assert claim(measure).judge(trials([9.0, 9.0], [2.0, 9.0])).figure == "not reached by 3 of 4"
 
