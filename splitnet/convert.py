@@ -22,7 +22,7 @@ from splitnet import onnx_graph, tables, weight_files
 from splitnet.errors import UsageError
 from splitnet.network import weights
 from splitnet.network.architecture import Architecture
-from splitnet.network.foreign import LAYOUTS, Source, from_splitnet
+from splitnet.network.foreign import LAYOUTS, Source, from_splitnet, scales_in_tests
 from splitnet.network.presets import preset, presets
 from splitnet.network.weights import METADATA, State
 from splitnet.onnx_graph import OPSET, OPSETS
@@ -199,7 +199,8 @@ def _adapted(table: Architecture, source: Source) -> Architecture:
     first, last = (source.tensors.get(f"{row.name}.weight") for row in (table.layers[0], table.layers[-1]))
     channels = first.shape[1] or None if first is not None and first.dim() == 4 else None
     classes = len(last) or None if last is not None and last.dim() else None
-    scales: Any = _setting(source, "dropout_scales") or "training"
+    usual = "testing" if scales_in_tests(table, source) else "training"
+    scales: Any = _setting(source, "dropout_scales") or usual
     if scales not in ("training", "testing"):
         raise UsageError(f"dropout_scales {scales!r}: training or testing is expected")
     pixels = SCALES.get(_setting(source, "pixels") or "0..1") if source.settings else table.pixels
@@ -261,10 +262,12 @@ def notes(conversion: Conversion) -> Iterator[str]:
     yield f"{conversion.options.source}: {what}; {table.name}, {several}, {table.parameters:,} parameters"
     if source.layout in ("caffe-npy", "caffemodel"):
         yield "conv1's input channels are reversed: Caffe reads BGR, splitnet RGB."
-    if source.keeps:
+    if source.keeps and table.dropout_scales == "testing":
+        yield "Its hs halves in tests what fc7 and fc8 read: so do --dropout-scales testing, and --recipe 2012."
+    elif source.keeps:
         factors = " and ".join(f"{keep:g}" for keep in sorted(set(source.keeps.values())))
         yield f"fc7's and fc8's weights are multiplied by {factors}, as hs does with what they read in tests."
-        yield "Train on with --dropout-scales training, under --recipe 2012 too."
+        yield "Train on with --dropout-scales training, under --recipe 2012 too; these weights then learn faster."
     elif source.layout == "cuda-convnet":
         yield "No hs layer is in it: dropout is taken to be made up for in training."
     elif source.layout == "torchvision":

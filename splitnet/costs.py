@@ -270,15 +270,18 @@ def predicted(
 def crossover(architecture: Architecture, step: Step, machine: Machine, overlap: bool = False) -> int | None:
     """The smallest batch at which as many replicas are at least as fast as the towers; None up to LARGEST_BATCH.
 
-    What towers exchange grows with the batch, what replicas exchange does not.
+    What towers exchange grows with the batch, what replicas exchange does not. Only batches that replicas share equally
+    are looked at: one image more is a whole image more for one of them, and for all that wait for it.
     """
+    count = architecture.towers
 
-    def beaten(batch: int) -> bool:
-        at, count = replace(step, batch=batch), architecture.towers
+    def beaten(share: int) -> bool:
+        at = replace(step, batch=count * share)
         towers = predict("towers", architecture, at, machine, count, overlap)
         return predict("replicas", architecture, at, machine, count, overlap).seconds <= towers.seconds
 
-    return _first(beaten)
+    share = _first(beaten, LARGEST_BATCH // count)
+    return None if share is None else count * share
 
 
 def largest_batches(architecture: Architecture, step: Step, memory: float, overlap: bool = False) -> dict[str, int]:
@@ -300,15 +303,15 @@ def largest_batch(
         held = (footprint(architecture, images, step.optimizer, item, w, overlap and towers) for w in which)
         return any(footprint.peak > memory for footprint in held)
 
-    first = _first(too_large)
+    first = _first(too_large, LARGEST_BATCH)
     return LARGEST_BATCH if first is None else first - 1
 
 
-def _first(holds: Callable[[int], bool]) -> int | None:
-    """The smallest batch from which something holds, by bisection."""
-    if not holds(LARGEST_BATCH):
+def _first(holds: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number, up to `most`, from which something holds, by bisection."""
+    if not holds(most):
         return None
-    low, high = 0, LARGEST_BATCH
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)

@@ -200,7 +200,7 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
     check_link(options, placement)
     fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
     job = Job(options, dataset, architecture, placement, state, view, checkpoint, allocator)
-    check_execution(job.execution, placement.devices)
+    check_execution(job.execution, placement.devices, placement.ranks)
     return job
 
 
@@ -241,11 +241,6 @@ def check_link(options: RunOptions, placement: Placement) -> None:
     for name, given in {"overlap": options.overlap, f"wire {options.wire}": options.wire}.items():
         if given and options.resume is None and (placement.whole or options.towers == 1):
             raise UsageError(f"--{name}: nothing crosses in {options.preset} on {placement}")
-    if options.wire and ranks is not None and ranks.towers > 2:
-        raise UsageError(
-            f"--wire {options.wire}: between processes gradients of more than two towers would be summed in it"
-            " (two towers, or one process)"
-        )
     if options.link == "host" and ranks is not None and ranks.replicas > 1 and ranks.device.type != "cpu":
         raise UsageError(f"--link host: gradients of {ranks.replicas} replicas are summed over the direct link (NCCL)")
 

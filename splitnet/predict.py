@@ -232,7 +232,8 @@ def verdicts(found: Paper) -> list[str]:
     lines = []
     if "towers" in found.plain:
         for how, meets in zip(("Without", "With"), found.crossover, strict=True):
-            when = f"from a batch of {meets:,} on" if meets else f"at no batch up to {costs.LARGEST_BATCH:,}"
+            shared = f"of multiples of {found.architecture.towers}"  # each gets as many images
+            when = f"from a batch of {meets:,} on, {shared}" if meets else f"at no batch up to {costs.LARGEST_BATCH:,}"
             lines.append(f"{how} overlap, replicas (data parallel) are as fast as towers or faster {when}.")
     lines.append(f"Largest batch: whose step fits {found.memory:,} bytes of each device.")
     if any(step.peak > found.memory for step in (*found.plain.values(), *found.overlapped.values())):

@@ -30,7 +30,7 @@ PARTIAL = "splitnet-pixels.partial.safetensors"
 """Sums of the images read so far; beside FILE until that is there."""
 
 UNIT = 1e-3
-"""How far a given direction's length may be from 1: published ones have five digits."""
+"""How far given directions may be from unit length and right angles: published ones have five digits."""
 
 BATCH = 32
 """Images that are read at a time."""
@@ -105,7 +105,10 @@ def given(name: str) -> Components:
     """Components by name, or of a JSON file: `deviations` of three, and `vectors`, each of R, G, B. UsageError."""
     if name == PUBLISHED:
         return CUDA_CONVNET2
-    option, wanted = f"--components {name}", 'of {"deviations": [3 numbers], "vectors": [3 unit vectors of R, G, B]}'
+    option, wanted = (
+        f"--components {name}",
+        'of {"deviations": [3 numbers], "vectors": [3 unit vectors of R, G, B, at right angles]}',
+    )
     try:
         found = json.loads(Path(name).read_text("utf-8"))
     except OSError as error:
@@ -118,10 +121,11 @@ def given(name: str) -> Components:
         deviations, vectors = (torch.tensor(found[key], dtype=torch.float64) for key in ("deviations", "vectors"))
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{option}: is not {wanted}") from error
-    if any(isinstance(number, bool) for number in found["deviations"]):
-        raise UsageError(f"{option}: is not {wanted}")
-    unit = vectors.shape == (3, 3) and bool(((vectors.norm(dim=1) - 1).abs() < UNIT).all())
-    if deviations.shape != (3,) or not (deviations >= 0).all() or not deviations.isfinite().all() or not unit:
+    sound = deviations.shape == (3,) and bool((deviations >= 0).all()) and bool(deviations.isfinite().all())
+    sound = sound and vectors.shape == (3, 3) and bool(((vectors @ vectors.T - torch.eye(3)).abs() < UNIT).all())
+    if not sound or any(
+        isinstance(number, bool) for row in ([found["deviations"], *found["vectors"]]) for number in row
+    ):
         raise UsageError(f"{option}: is not {wanted}")
     return Components(tuple(deviations.tolist()), tuple(map(tuple, vectors.tolist())))
 

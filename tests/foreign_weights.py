@@ -131,7 +131,7 @@ ROWS = dict(zip(READS, [name for i in range(1, 6) for name in (f"conv{i}",) * 2]
                 strict=True))  # fmt: skip
 
 
-def cuda_convnet(table: Architecture, hs: str | None = "hs", inputs: bool = True) -> dict:
+def cuda_convnet(table: Architecture, hs: str | None = "hs", inputs: bool = True, keep: float = 0.5) -> dict:
     """A checkpoint: matrices (channels * k * k, kernels) and, in Fortran's order, (inputs, outputs)."""
     rows = {row.name: row for row in table.rows()}
     layers: dict[str, dict] = {"data": {"name": "data", "type": "data"}}
@@ -153,6 +153,6 @@ def cuda_convnet(table: Architecture, hs: str | None = "hs", inputs: bool = True
         }
         layers[name] |= {"inputs": list(reads)} if inputs else {}
     for name in ("hs1a", "hs1b", "hs2a", "hs2b") if hs else ():
-        layers[name] = {"name": name, "type": hs, "keep": 0.5, "enable": 1, "inputs": ["fc2048a"]}
+        layers[name] = {"name": name, "type": hs, "keep": keep, "enable": 1, "inputs": ["fc2048a"]}
     scalars = [({"logprob": [np.float32(6.9), 0.9]}, 128)]
     return {"model_state": {"layers": layers, "epoch": 3, "train_outputs": scalars}, "op": None}

@@ -122,7 +122,7 @@ def test_what_safetensors_hold_is_read_by_everyone(command, tmp_path):
     """A whole state by our names, which `run --weights` takes, and what it is of beside it."""
     out = tmp_path / "out.safetensors"
     command(written("cuda-convnet", tmp_path), out)
-    state = weights.read(out, ALEXNET)
+    state = weights.read(out, replace(ALEXNET, dropout_scales="testing"))
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == weights.shapes(ALEXNET)
     with safe_open(out, "pt") as file:
         said = json.loads(file.metadata()["splitnet"])
@@ -130,7 +130,7 @@ def test_what_safetensors_hold_is_read_by_everyone(command, tmp_path):
         "preset": "alexnet",
         "towers": 2,
         "crosses": "conv3,fc6,fc7",
-        "dropout_scales": "training",
+        "dropout_scales": "testing",
         "pixels": "minus-mean",
         "images": "3x96x96, RGB 0..255 minus mean",
     }
@@ -155,7 +155,14 @@ def test_classes_go_with_the_weights(command, tmp_path):
 
 def test_the_2012_codes_halving_is_said(command, tmp_path):
     said = command(written("cuda-convnet", tmp_path), tmp_path / "a.safetensors")
-    assert "fc7's and fc8's weights are multiplied by 0.5" in said.out
+    assert "so do --dropout-scales testing, and --recipe 2012" in said.out
+    source = pickle.loads(written("cuda-convnet", tmp_path).read_bytes())
+    plain = source["model_state"]["layers"]["fc1000"]["weights"][0]
+    state = weights.read(tmp_path / "a.safetensors", replace(ALEXNET, dropout_scales="testing"))
+    assert torch.equal(state["fc8.weight"][:, : len(plain)], torch.tensor(plain).T)  # as it came: it trains on as there
+    (tmp_path / "c").write_bytes(pickle.dumps(cuda_convnet(ALEXNET, keep=0.25), 2))
+    said = command(tmp_path / "c", tmp_path / "c.safetensors")
+    assert "fc7's and fc8's weights are multiplied by 0.25" in said.out
     (tmp_path / "b").write_bytes(pickle.dumps(cuda_convnet(ALEXNET, hs=None, inputs=False), 2))
     said = command(tmp_path / "b", tmp_path / "b.safetensors")
     assert said.code == 0

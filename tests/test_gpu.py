@@ -239,7 +239,9 @@ def test_a_tower_on_the_wrong_gpu_is_refused():
 def test_two_processes_by_nccl_train_as_one_does(tmp_path):
     ended = torchrun(2, TESTS / "rank_training.py", tmp_path, "2", "cuda")
     assert ended.code == 0, ended.err
-    for case, (_, dtype) in cases(2).items():
+    for case, (_, dtype, execution) in cases(2).items():
+        if execution.wire:  # what crosses is rounded, which nothing on one device is
+            continue
         found = Trained.read(tmp_path / f"{case}.safetensors")
         worst = differences(found, on_one(case, 2, devices=["cpu"]), dtype == torch.float64)
         tolerances = (1e-11, 1e-11, 1e-11) if dtype == torch.float64 else (1e-4, float("inf"), float("inf"))

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,6 +146,15 @@ def test_relu_and_pool_commute_to_the_bit_backward_included():
 def test_what_a_device_lacks_is_refused(execution, device, message):
     with pytest.raises(UsageError, match=message):
         check_execution(execution, [torch.device(device)])
+
+
+def test_gradients_of_more_than_two_towers_are_not_summed_in_what_is_cast_for_the_wire():
+    """Between processes, where what crosses is summed on its way; `build` refuses it as `run` does."""
+    ranks = SimpleNamespace(towers=4)
+    with pytest.raises(UsageError, match="--wire float16: between processes gradients of more than two towers"):
+        check_execution(Execution(wire="float16"), CPU, ranks)
+    check_execution(Execution(wire="float16"), CPU, SimpleNamespace(towers=2))
+    check_execution(Execution(overlap=True), CPU, ranks)
 
 
 def test_build_refuses_too():

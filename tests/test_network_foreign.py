@@ -186,14 +186,17 @@ def test_places_in_the_checkpoint_of_2012():
     assert torch.equal(state["conv4.bias"][-1], torch.tensor(layers["conv4b"]["biases"][-1, 0]))
 
 
+@pytest.mark.parametrize("scales", ["training", "testing"])
 @pytest.mark.parametrize("hs", ["hs", "dropout", None])
-def test_what_hs_halves_in_tests_is_in_the_weights_that_read_it(hs):
+def test_what_hs_halves_in_tests_is_in_the_weights_that_read_it_unless_the_network_halves_it(hs, scales):
     checkpoint = cuda_convnet(ALEXNET, hs)
-    state = LAYOUTS["cuda-convnet"].whole(
-        ALEXNET, Source("cuda-convnet", matrices(checkpoint), keeps=keeps(checkpoint))
-    )
+    table = replace(ALEXNET, dropout_scales=scales)
+    source = Source("cuda-convnet", matrices(checkpoint), keeps=keeps(checkpoint))
+    state = LAYOUTS["cuda-convnet"].whole(table, source)
     plain = LAYOUTS["cuda-convnet"].whole(ALEXNET, Source("cuda-convnet", matrices(checkpoint)))
-    factor = 0.5 if hs == "hs" else 1.0
+    factor = (0.5 if hs == "hs" else 1.0) * (2 if scales == "testing" else 1)
+    assert foreign.scales_in_tests(table, source) == (hs == "hs")
+    assert not foreign.scales_in_tests(table, replace(source, keeps=source.keeps | {"hs1a": 0.25}))
     for name, tensor in state.items():
         assert torch.equal(tensor, plain[name] * (factor if name in ("fc7.weight", "fc8.weight") else 1)), name
 

@@ -349,6 +349,25 @@ print("equal")
 with_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")
 
 
+@pytest.mark.parametrize(
+    ("lacking", "there"),
+    [("", True), ("triton", False), ("compiler", False), ("cc alone", False), ("CC", True), ("headers", False)],
+)
+def test_triton_is_taken_where_it_can_build(monkeypatch, tmp_path, lacking, there):
+    """By the names that it looks for a compiler by, and with Python's headers: else the norms are blocks."""
+    names = {"compiler": (), "cc alone": ("cc",), "CC": ()}.get(lacking, ("gcc",))
+    monkeypatch.delenv("CC", raising=False)
+    if lacking == "CC":
+        monkeypatch.setenv("CC", "/opt/cc")
+    if lacking != "headers":
+        (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(module, "find_spec", lambda name: None if lacking == "triton" else name)
+    monkeypatch.setattr(module, "which", lambda name: name if name in names else None)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    assert module.has_triton.__wrapped__(torch.device("cuda:0")) == there
+
+
 @with_triton
 @pytest.mark.slow
 def test_tritons_kernels_interpreted_are_the_blocks():
@@ -365,8 +384,7 @@ def test_tritons_kernels_interpreted_are_the_blocks():
 @pytest.mark.parametrize("beta", [0.75, 0.5])
 @pytest.mark.parametrize("kernels", [pytest.param("triton", marks=with_triton), "blocks"])
 def test_a_gpu_computes_the_formulas_and_the_same_bits_twice(kind, layout, dtype, beta, kernels, monkeypatch):
-    if kernels == "blocks":
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "has_triton", lambda device: kernels == "triton")
     operator, formula, norm = KINDS[kind]
     norm = Norm(norm.size, norm.alpha, beta, norm.k)
     x, grad = (maps(3, 24, 13, 11, dtype=dtype, layout=layout, device="cuda") for _ in range(2))

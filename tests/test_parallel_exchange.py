@@ -150,8 +150,18 @@ def exposed():
     return [torch.fake.exposed(index) for index in range(2)]
 
 
+def gathered(exchange, xs):
+    """All channels for each reader, by what does not wait for them."""
+    found = []
+    for arriving in exchange.begin_all_gather(xs, "conv3"):
+        parts = {arriving.tower: arriving.own} | dict(arriving.rest())
+        found.append(torch.cat([parts[tower] for tower in sorted(parts)], dim=1))
+    return found
+
+
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("towers", [2, 4])
-def test_copies_of_a_row_are_asked_for_together(towers):
+def test_copies_of_a_row_are_asked_for_together(towers, overlap):
     """Both directions of a link run at once, forward and backward: nobody's copy waits for what another worked on."""
     devices = [torch.device(f"fake:{tower % 2}") for tower in range(towers)]
     xs, exchange = leaves(devices), LocalExchange(devices)
@@ -159,7 +169,7 @@ def test_copies_of_a_row_are_asked_for_together(towers):
     each_way = towers**2 // 4  # a link takes one after another
     try:
         begun = exposed()
-        received = exchange.all_gather(xs, "conv3")
+        received = gathered(exchange, xs) if overlap else exchange.all_gather(xs, "conv3")
         there = exposed()
         assert [b - a for a, b in zip(begun, there, strict=True)] == pytest.approx([each_way] * 2, rel=0.01)
         torch.autograd.backward(received, [torch.ones_like(x) for x in received])

@@ -6,10 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from layouts import small
 from PIL import Image
 
+from splitnet.parallel.placement import build
 from splitnet.parallel.ranks import Ranks
 from splitnet.training import folder
+from splitnet.training.loop import evaluate
+from splitnet.training.prefetch import Ahead
 from splitnet.training.sharing import Interrupted, Stop, UnevenReadError, share_of, shared_batches, together
 from splitnet.training.splits import Batch, batches
 
@@ -145,6 +149,34 @@ def test_what_a_replica_takes_of_a_batch_that_all_have_read(replicas, count):
             assert getattr(own, name) == getattr(part, name), name
         for name in ("images", "labels", "indices"):
             assert torch.equal(getattr(own, name), getattr(part, name)), name
+
+
+def test_a_test_that_one_of_them_is_to_end_is_ended_by_all():
+    """Only the others get the next batch ready, which all of them agree on."""
+
+    def tested(ranks):
+        net = build(small("fashion", 1), devices=["cpu"], seed=0)
+        stop = Stop(asked=15 if ranks.rank == 1 else 0)
+        try:
+            return evaluate(net, Places(9), batch_size=4, ranks=ranks, stop=stop)
+        except Interrupted as error:
+            return error.number
+
+    assert World(2, 1).everybody(tested) == [15, 15]
+
+
+def test_a_test_is_of_all_images_however_soon_each_is_ready(monkeypatch):
+    nets = [build(small("fashion", 1), devices=["cpu"], seed=0) for _ in range(3)]
+    alone = evaluate(nets[2], Places(9), batch_size=4)
+    ready = Ahead.get_ready
+    monkeypatch.setattr(Ahead, "get_ready", lambda self: None if self.net is nets[1] else ready(self))
+
+    def tested(ranks):
+        return evaluate(nets[ranks.rank], Places(9), batch_size=4, ranks=ranks)
+
+    for found in World(2, 1).everybody(tested):
+        assert (found.images, found.accuracy) == (9, pytest.approx(alone.accuracy))
+        assert found.loss == pytest.approx(alone.loss, rel=1e-5)
 
 
 def test_alone_nothing_is_shared():

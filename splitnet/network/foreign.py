@@ -267,13 +267,14 @@ _HALVED = {"fc7": "hs1", "fc8": "hs2"}
 def from_cuda_convnet(architecture: Architecture, source: Source) -> State:
     """Kernels of tower a first, and of each its inputs from tower a first.
 
-    What "hs" multiplies an activation by in tests goes into the weights that read it: ours makes up for dropped
-    units while training. So both give the same logits, and train on equally.
+    What "hs" multiplies an activation by in tests is done by the network, if its dropout scales in tests; else it goes
+    into the weights that read it: then logits are the same, but these weights train on by another rate.
     """
     shelf, state = Shelf(source.tensors), State()
     for row in architecture.rows():
         layers = _LAYERS[row.name]
-        state[f"{row.name}.weight"] = torch.cat([_kernels(shelf, source, row, layer) for layer in layers]).contiguous()
+        kernels = [_kernels(shelf, source, row, layer, architecture) for layer in layers]
+        state[f"{row.name}.weight"] = torch.cat(kernels).contiguous()
         out = row.layer.out // row.holders
         biases = [shelf.take(f"{layer} biases", (out,), (out, 1), (1, out)) for layer in layers]
         state[f"{row.name}.bias"] = torch.cat(biases)
@@ -281,8 +282,15 @@ def from_cuda_convnet(architecture: Architecture, source: Source) -> State:
     return state
 
 
-def _kernels(shelf: Shelf, source: Source, row: Row, layer: str) -> Tensor:
+def scales_in_tests(architecture: Architecture, source: Source) -> bool:
+    """Whether all units that are dropped are multiplied in tests by the share that lives, as 2012's recipe does."""
+    keeps = {source.keeps.get(f"{layer}{tower}") for layer in _HALVED.values() for tower in "ab"}
+    return keeps == {1 - architecture.dropout}
+
+
+def _kernels(shelf: Shelf, source: Source, row: Row, layer: str, architecture: Architecture) -> Tensor:
     """(out, in, k, k) or (out, in) of one layer."""
+    done = 1 - architecture.dropout if architecture.dropout_scales == "testing" else 1.0
     order = "ba" if layer in _OWN_FIRST else "ab" if row.crosses else layer[-1]
     _check_inputs(source, row, layer, order)
     _, reads, *kernel = row.weight_shape
@@ -291,7 +299,7 @@ def _kernels(shelf: Shelf, source: Source, row: Row, layer: str) -> Tensor:
     for i, tower in enumerate(order):
         matrix = shelf.take(f"{layer} weights[{i}]", size).T
         if row.name in _HALVED:
-            matrix = matrix * source.keeps.get(f"{_HALVED[row.name]}{tower}", 1.0)
+            matrix = matrix * (source.keeps.get(f"{_HALVED[row.name]}{tower}", 1.0) / done)
         parts[tower] = matrix.unflatten(1, (-1, *kernel)) if kernel else matrix
     return torch.cat([parts[tower] for tower in sorted(parts)], dim=1)
 

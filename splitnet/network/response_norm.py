@@ -10,10 +10,13 @@ each of the `lengths`. Over channels that is (B*S*S*towers, C/towers, 1) or (B*t
 (B, S, S, C) or (B*C, S, S, 1): channels-last and contiguous. Half precision is computed in float32 and rounded once.
 """
 
+import os
+import sysconfig
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from math import prod
+from pathlib import Path
 from shutil import which
 from typing import Any, NoReturn
 
@@ -119,11 +122,16 @@ def _run(x: Tensor, grad: Tensor | None, norm: Norm, towers: int | None) -> Tens
 
 @cache
 def has_triton(device: torch.device) -> bool:
-    """Whether Triton can build kernels for a device: the package, a C compiler for its launchers, Volta or later."""
+    """Whether Triton can build kernels for a device, Volta or later: there must be all that it builds launchers with.
+
+    That is the package, a C compiler by one of the names it looks for, and Python's headers.
+    """
     if device.type != "cuda" or not find_spec("triton"):
         return False
-    compilers = map(which, ("gcc", "clang", "cc"))
-    return any(compilers) and torch.get_device_module(device).get_device_capability(device) >= (7, 0)
+    compiler = os.environ.get("CC") or which("gcc") or which("clang")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    builds = compiler is not None and headers.is_file()
+    return builds and torch.get_device_module(device).get_device_capability(device) >= (7, 0)
 
 
 def _best(device: torch.device) -> Any:

@@ -10,16 +10,22 @@ import torch
 from splitnet.errors import UsageError
 from splitnet.network.execution import Execution, Precision, Wire
 from splitnet.network.response_norm import has_triton
+from splitnet.parallel.ranks import Ranks
 
 AMPERE = (8, 0)
 """The first compute capability of CUDA whose products take tf32."""
 
 
-def check_execution(execution: Execution, devices: Sequence[torch.device]) -> None:
-    """UsageError for a precision, a wire or a compilation that these devices do not have."""
+def check_execution(execution: Execution, devices: Sequence[torch.device], ranks: Ranks | None = None) -> None:
+    """UsageError for a precision, a wire or a compilation that these devices, or processes, do not have."""
     _check_known("--precision", execution.precision, get_args(Precision))
     if execution.wire is not None:
         _check_known("--wire", execution.wire, get_args(Wire))
+        if ranks is not None and ranks.towers > 2:
+            raise UsageError(
+                f"--wire {execution.wire}: between processes gradients of more than two towers would be summed in it"
+                " (two towers, or one process)"
+            )
     for device in dict.fromkeys(devices):
         lacks = _lacks(execution.precision, device)
         if lacks:
@@ -49,7 +55,8 @@ def _check_compiler(device: torch.device) -> None:
     if device.type == "fake":
         raise UsageError(f"--compile: {device} computes operation by operation; torch.compile takes cuda and cpu")
     if device.type == "cuda" and not has_triton(device):
-        raise UsageError(f"--compile: {device} needs the package triton, a C compiler, and compute capability 7.0")
+        needs = "the package triton, gcc or clang (or CC), Python's headers (Python.h), and compute capability 7.0"
+        raise UsageError(f"--compile: {device} needs {needs}")
     if device.type == "cpu" and not _has_cpp_compiler():
         raise UsageError("--compile: on the CPU torch.compile needs a C++ compiler, and there is none")
     if device.type == "cpu" and not Path(sysconfig.get_path("include"), "Python.h").is_file():

@@ -205,7 +205,8 @@ class LocalExchange:
         """Every tower's channels on the device of each other reader, by (owner, reader); recorded, and backward again.
 
         A device copies once it has done what it was asked for before, so every copy is asked for before the first
-        that came is worked on: both directions of a link run at once.
+        that came is worked on. On fake devices both directions of a link then run at once; on GPUs PyTorch lets both
+        devices wait for each copy, so that they follow each other (with `--overlap` they run at once there, too).
         """
         transfers = self.transfers(xs, row, readers)
         pairs = [(there.source, there.target) for there in transfers]

@@ -10,7 +10,7 @@ fork's after it: in between, gradients travel while the own product's are comput
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -93,17 +93,23 @@ class Copy:
         return self.tensor
 
 
+Direction = Literal["out", "in"]
+
+
 class Lanes:
-    """A stream for copies on each device that has streams, beside the one that computes."""
+    """Two streams for copies on each device that has streams, beside the one that computes.
+
+    A copy takes a stream of both devices: with one for each direction, both directions of a link run at once.
+    """
 
     def __init__(self) -> None:
-        self._streams: dict[torch.device, Any] = {}
+        self._streams: dict[tuple[torch.device, Direction], Any] = {}
 
     def begin(self, x: Tensor, device: torch.device) -> Copy:
         """Copy x to `device` when the current stream has made it, beside what streams do meanwhile."""
         if x.device == device or "cpu" in (x.device.type, device.type):
             return Copy(x.to(device), None)  # nothing to do, or the host takes part
-        here, there = self._stream(x.device), self._stream(device)
+        here, there = self._stream(x.device, "out"), self._stream(device, "in")
         module = torch.get_device_module(device)
         here.wait_stream(torch.get_device_module(x.device).current_stream(x.device))
         with torch.get_device_module(x.device).stream(here), module.stream(there):
@@ -111,7 +117,7 @@ class Lanes:
         x.record_stream(here)  # its memory is not given away before the copy has read it
         return Copy(copy, there.record_event())
 
-    def _stream(self, device: torch.device) -> Any:
-        if device not in self._streams:
-            self._streams[device] = torch.get_device_module(device).Stream(device)
-        return self._streams[device]
+    def _stream(self, device: torch.device, direction: Direction) -> Any:
+        if (device, direction) not in self._streams:
+            self._streams[device, direction] = torch.get_device_module(device).Stream(device)
+        return self._streams[device, direction]

@@ -187,7 +187,7 @@ def build(
     architecture = architecture.adapted(channels, classes)
     ranks = of_job(architecture.towers) if devices is None else None
     placement, execution = place(architecture, devices, ranks), Execution(precision, wire, overlap, compile)
-    check_execution(execution, placement.devices)
+    check_execution(execution, placement.devices, placement.ranks)
     return host(architecture, placement, seed, execution=execution)
 
 

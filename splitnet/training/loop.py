@@ -303,6 +303,8 @@ def evaluate(
             loss, seen = loss + mean * batch.count, seen + batch.count
             right, top5 = right + first, top5 + among
             padding += batch.padding
+            if ranks is not None:
+                ahead.fetch()
             together([], stop, ranks, "a test")
             if stop.agreed:
                 raise Interrupted(stop.agreed)

@@ -122,6 +122,14 @@ class Ahead:
         self._fetch()
         return self._batch is None and self._error is None
 
+    def fetch(self) -> None:
+        """Have the next batch, whatever it waits for.
+
+        Where several processes fetch alike, which they agree on among themselves, each is to do so before they agree on
+        anything else: one of them may have been ready before, and another not.
+        """
+        self._fetch()
+
     def get_ready(self) -> None:
         """Fetch and copy the next batch, if that costs no waiting: while devices are busy with what they were given."""
         if self.reader.ready:
