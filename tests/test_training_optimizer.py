@@ -1,11 +1,16 @@
 """The update of 2012, replayed by hand over changes of its rate."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from layouts import small
 from torch import nn
 
+from splitnet.options import parse
 from splitnet.parallel.placement import build
+from splitnet.recipes import RecipeOptions, defaults
 from splitnet.training.optimizer import SGD, Update, make_optimizer, set_rates
 from splitnet.training.schedule import Schedule, plateaus
 
@@ -65,7 +70,7 @@ def test_a_rate_that_is_constant_is_pytorchs_sgd():
 
 
 def groups(update, towers=2):
-    net = build("fashion", towers=towers, devices=["cpu"] * towers)
+    net = build(small("fashion", towers), devices=["cpu"] * towers)
     names = {id(parameter): name.partition(".")[2].partition(".")[2] for name, parameter in net.named_parameters()}
     return [
         (group.get("kind"), group["lr"], group["weight_decay"], {names[id(p)] for p in group["params"]})
@@ -91,36 +96,43 @@ def test_all_in_one_group_where_all_are_alike():
     assert (kind, lr, len(names)) == (None, 0.001, 16)
 
 
-UPDATE_2012 = Update("sgd", 0.01, 0.02, weight_decay=0.0005, by_kind=True)
-SCHEDULE_2012 = Schedule((25, 51, 79), (25,), 67, 72)
+RECIPE_2012 = parse(RecipeOptions, "run", "", [], defaults("2012", set()) | {"recipe": "2012"})
+EPOCHS_2012 = [
+    (0, 1e-2, 1e-2),
+    (24, 1e-2, 1e-2),
+    (25, 1e-3, 1e-3),
+    (50, 1e-3, 1e-3),
+    (51, 1e-4, 1e-4),
+    (66, 1e-4, 1e-4),
+    (67, 1e-5, 1e-4),
+    (71, 1e-5, 1e-4),
+    (72, 0.0, 1e-4),
+    (79, 0.0, 1e-5),
+    (90, 0.0, 1e-5),
+]
+"""Rates of the first weights and of the others."""
 
 
-@pytest.mark.parametrize(
-    ("epoch", "first", "weights", "biases"),
-    [
-        (0, 1e-2, 1e-2, 0.02),
-        (24, 1e-2, 1e-2, 0.02),
-        (25, 1e-3, 1e-3, 0.002),
-        (50, 1e-3, 1e-3, 0.002),
-        (51, 1e-4, 1e-4, 0.002),
-        (66, 1e-4, 1e-4, 0.002),
-        (67, 1e-5, 1e-4, 0.002),
-        (71, 1e-5, 1e-4, 0.002),
-        (72, 0.0, 1e-4, 0.002),
-        (79, 0.0, 1e-5, 0.002),
-        (90, 0.0, 1e-5, 0.002),
-    ],
-)
-def test_rates_of_2012(epoch, first, weights, biases):
-    rates = SCHEDULE_2012.rates(UPDATE_2012, epoch)
-    assert rates == pytest.approx({"first weight": first, "weights": weights, "biases": biases}, rel=1e-12)
+@pytest.mark.parametrize(("epoch", "first", "weights"), EPOCHS_2012)
+def test_rates_of_2012(epoch, first, weights):
+    """Those of `--recipe 2012`: biases have 0.02 to the end."""
+    rates = RECIPE_2012.schedule.rates(RECIPE_2012.update, epoch)
+    assert rates == pytest.approx({"first weight": first, "weights": weights, "biases": 0.02}, rel=1e-12)
+
+
+@pytest.mark.parametrize(("epoch", "first", "weights"), EPOCHS_2012)
+def test_rates_of_2012_with_drops_of_the_biases_own(epoch, first, weights):
+    rates = replace(RECIPE_2012.schedule, bias_drops=(25,)).rates(RECIPE_2012.update, epoch)
+    assert (rates["first weight"], rates["weights"]) == pytest.approx((first, weights), rel=1e-12)
+    assert rates["biases"] == pytest.approx(0.02 if epoch < 25 else 0.002, rel=1e-12)
 
 
 def test_rates_reach_the_groups():
-    net = build("fashion", towers=2, devices=["cpu", "cpu"])
-    optimizer = UPDATE_2012.start(net)
-    set_rates(optimizer, SCHEDULE_2012.rates(UPDATE_2012, 72))
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.0, 1e-4, 0.002], rel=1e-12)
+    net = build(small("fashion"), devices=["cpu", "cpu"])
+    update, schedule = RECIPE_2012.update, RECIPE_2012.schedule
+    optimizer = update.start(net)
+    set_rates(optimizer, schedule.rates(update, 72))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.0, 1e-4, 0.02], rel=1e-12)
     alike = make_optimizer(net.parameters(), "adam")
     set_rates(alike, Schedule((1,)).rates(Update("adam"), 1))
     assert alike.param_groups[0]["lr"] == pytest.approx(1e-4)
