@@ -10,7 +10,7 @@ from torch import nn
 
 from splitnet.options import parse
 from splitnet.parallel.placement import build
-from splitnet.recipes import RecipeOptions, defaults
+from splitnet.recipes import FIELDS, RecipeOptions, defaults
 from splitnet.training.optimizer import SGD, Update, make_optimizer, set_rates
 from splitnet.training.schedule import Schedule, plateaus
 
@@ -96,7 +96,8 @@ def test_all_in_one_group_where_all_are_alike():
     assert (kind, lr, len(names)) == (None, 0.001, 16)
 
 
-RECIPE_2012 = parse(RecipeOptions, "run", "", [], defaults("2012", set()) | {"recipe": "2012"})
+SAID_2012 = {name: value for name, value in defaults("2012", set()).items() if name in FIELDS}
+RECIPE_2012 = parse(RecipeOptions, "run", "", [], SAID_2012)
 EPOCHS_2012 = [
     (0, 1e-2, 1e-2),
     (24, 1e-2, 1e-2),
