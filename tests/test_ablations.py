@@ -62,7 +62,7 @@ def setting():
 # Each command.
 
 
-@pytest.mark.parametrize("name", quick(NAMES, "crossings"))
+@pytest.mark.parametrize("name", quick(NAMES, "dropout"))
 def test_an_experiment_says_what_it_found(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(specialisation, "DRAWS", 20)
     module = import_module(name)

@@ -11,7 +11,7 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -80,6 +80,7 @@ class Source:
         return room_of(self.path.removesuffix(".py").replace("/", "."))
 
 
+@cache
 def sources() -> list[Source]:
     files = sorted(PACKAGE.rglob("*.py"))
     return [Source(file.relative_to(PACKAGE).as_posix(), file.read_text("utf-8")) for file in files]

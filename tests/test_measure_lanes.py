@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from layouts import small
+from quick import quick
 
 from splitnet.measure import kineto, traces
 from splitnet.measure.lanes import HOST, Recording, UntiedError
@@ -55,7 +56,7 @@ def kept():
     return {}
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=quick(CASES, "link", "overlap"))
 def case(request, kept):
     """Architecture, network, and the recording; with a slow link the devices are slower than the CPU."""
     if request.param not in kept:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from layouts import SPLIT, batch, relative, small
+from quick import quick
 
 from splitnet.errors import UsageError
 from splitnet.network.activations import handed_over, passes, whole
@@ -35,7 +36,11 @@ def logits(architecture, state, images, devices):
 
 
 @pytest.mark.parametrize(
-    ("name", "towers", "crosses"), [*((name, 2, None) for name in SPLIT), ("alexnet", 4, None), ("fashion", 2, "all")]
+    ("name", "towers", "crosses"),
+    quick(
+        [*((name, 2, None) for name in SPLIT), ("alexnet", 4, None), ("fashion", 2, "all")],
+        *(("alexnet", 2, None), ("alexnet", 4, None), ("fashion", 2, "all")),
+    ),
 )
 def test_a_silenced_tower_is_one_whose_weights_are_zero(name, towers, crosses):
     architecture = small(name, towers, crosses)

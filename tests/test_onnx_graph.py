@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from layouts import batch, small
+from quick import quick
 
 from splitnet import onnx_graph
 from splitnet.errors import UsageError
@@ -41,15 +42,27 @@ def compared(path, net, pixels):
     return ((run(path, pixels) - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize(("crosses", "scales"), [(None, "training"), ("none", "testing")])
-@pytest.mark.parametrize(("name", "towers"), TABLES)
+CASES = [(*table, *how) for table in TABLES for how in ((None, "training"), ("none", "testing"))]
+QUICK = (
+    ("alexnet", 2, None, "training"),
+    ("alexnet-paper", 4, "none", "testing"),
+    ("caffe", 2, None, "training"),
+    ("fashion", 1, "none", "testing"),
+    ("torchvision", 1, None, "training"),
+    ("lenet", 1, None, "training"),
+    ("alexnet-isolated", 2, "none", "testing"),
+    ("alexnet-plain-pool", 1, None, "training"),
+)
+
+
+@pytest.mark.parametrize(("name", "towers", "crosses", "scales"), quick(CASES, *QUICK))
 def test_every_table_as_a_graph(tmp_path, name, towers, crosses, scales):
     table = replace(small(name, towers, crosses), dropout_scales=scales)
     net = network(table)
     assert compared(exported(tmp_path, table, net), net, images(table)) < 1e-5
 
 
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", quick(OPSETS, OPSETS[0], OPSETS[-1]))
 def test_every_opset(tmp_path, opset):
     table = small("alexnet", 2, "conv3")
     net = network(table)

@@ -106,10 +106,19 @@ def test_sharing_sums_and_records_to_the_bit_as_copies_do(layout, dtype, reads):
     assert ledgers[0] == ledgers[1]
 
 
-@pytest.mark.parametrize("devices", [["cpu"] * 2, ["cpu", "cpu:0"], ["cpu"] * 4, ["fake:0"] * 2], ids="-".join)
-@pytest.mark.parametrize("name", ["fashion", "alexnet"])
+SHARED = ["cpu,cpu", "cpu,cpu:0", "cpu,cpu,cpu,cpu", "fake:0,fake:0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    quick(
+        product(["fashion", "alexnet"], SHARED),
+        *(("alexnet", "cpu,cpu,cpu,cpu"), ("fashion", "cpu,cpu:0"), ("alexnet", "fake:0,fake:0")),
+    ),
+)
 def test_towers_that_share_a_device_share_what_they_read(name, devices):
     """Placed so by `host`; the same towers on devices of their own agree to the bit, gradients included."""
+    devices = devices.split(",")
     table = small(name, towers=len(devices))
     net = host(table, place(table, devices), 0)
     assert type(net.exchange) is SharedDeviceExchange

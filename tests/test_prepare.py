@@ -5,10 +5,12 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from quick import quick
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -32,9 +35,15 @@ ROOT = Path(__file__).parents[1]
 SIZE, SIDE = 28, 32
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("made") / "set", 150)
+
+
 @pytest.fixture
-def images(tmp_path):
-    return make(tmp_path / "set", 150)
+def images(made, tmp_path):
+    """A copy of its own: tests write over images."""
+    return shutil.copytree(made, tmp_path / "set", copy_function=shutil.copyfile)
 
 
 def make(folder, count, broken=(5, 66)):
@@ -274,7 +283,7 @@ def cut_after(monkeypatch, count):
     monkeypatch.setattr(Sums, "add", once)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch", quick([1, 2, 3, 5], 1, 3))
 def test_sums_are_those_of_an_uninterrupted_call_wherever_it_ended(images, monkeypatch, batch):
     assert run(images, "--size", SIZE)[0] == 0
     whole = content(images)
@@ -320,8 +329,10 @@ def test_one_that_ended_before_it_could_write_its_file_only_writes_it(images, mo
     assert not (images / PARTIAL).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("batch", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("number", "batch"),
+    quick(product([signal.SIGINT, signal.SIGTERM], [1, 3, 5]), (signal.SIGINT, 3), (signal.SIGTERM, 5)),
+)
 def test_a_signal_ends_it_after_the_batch_and_the_same_command_goes_on(images, monkeypatch, number, batch):
     assert run(images, "--size", SIZE)[0] == 0
     whole = content(images)

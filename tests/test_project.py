@@ -222,6 +222,8 @@ def test_no_module_hides_one_of_the_standard_library():
 
 def silent_skips(text: str) -> Iterator[int]:
     """Lines of skips and expected failures without a reason."""
+    if "skip" not in text and "xfail" not in text:
+        return
     tree = ast.parse(text)
     called = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):

@@ -1,12 +1,13 @@
 """The loop: whole records, the same losses in every layout, and nothing copied but images, labels and one outcome."""
 
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 import torch
 from layouts import relative, small
 from PIL import Image
+from quick import quick
 
 from splitnet.errors import UsageError
 from splitnet.network.layers import Moment
@@ -156,18 +157,25 @@ def test_another_seed_is_another_training():
     assert losses(steps=2)[0] != losses(steps=2, seed=1)[0]
 
 
-@pytest.mark.parametrize("devices", [["cpu", "cpu"], ["fake:0", "fake:1"]], ids="-".join)
-@pytest.mark.parametrize("name", ["fashion", "alexnet"])
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    quick(
+        product(["fashion", "alexnet"], ["cpu,cpu", "fake:0,fake:1"]),
+        *(("fashion", "fake:0,fake:1"), ("alexnet", "cpu,cpu")),
+    ),
+)
 def test_losses_of_towers_are_the_whole_networks(name, devices):
-    table = small(name)
+    table, devices = small(name), devices.split(",")
     found, _ = losses(table, devices)
     whole, _ = losses(table, devices[:1])
     assert len(found) == 20
     assert max(abs(a - b) for a, b in zip(found, whole, strict=True)) < 1e-4
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("name", ["fashion", "alexnet"])
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    quick(product(["fashion", "alexnet"], ["sgd", "adam"]), ("fashion", "adam"), ("alexnet", "sgd")),
+)
 def test_weights_after_steps_are_the_whole_networks_in_float64(name, optimizer):
     table = small(name)
     options = {"optimizer": optimizer, "lr": 0.01 if optimizer == "sgd" else 1e-4, "steps": 5, "dtype": torch.float64}
@@ -187,6 +195,7 @@ def test_fake_devices_train_as_the_plain_cpu_bit_for_bit():
     assert all(torch.equal(weights[name], plain_weights[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     table = FASHION.adapted(classes=2)
     found, _ = losses(table, ["cpu", "cpu"], steps=60, batch_size=12, optimizer="adam", lr=3e-3)

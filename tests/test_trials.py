@@ -32,7 +32,7 @@ from splitnet.network.execution import Execution  # noqa: E402
 from splitnet.network.presets import preset  # noqa: E402
 from splitnet.training.data import HeldSplit  # noqa: E402
 
-TINY = Size(scale="1/16", epochs=2, images=300, test_images=100, batch_size=128, seeds=2)
+TINY = Size(scale="1/16", epochs=2, images=140, test_images=100, batch_size=128, seeds=2)
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +143,7 @@ def test_a_trial_is_the_same_from_the_same_seed_and_counts_the_tables_bytes(sett
     assert one.epochs == other.epochs
     assert one.epochs != trained(variant, 1, setting).epochs
     assert one.bytes == variant.table.bytes_exchanged(128) == variant.described(setting.size)["bytes"] > 0
-    assert (one.steps, len(one.epochs), one.guess) == (2 * 3, 2, 0.1)
+    assert (one.steps, len(one.epochs), one.guess) == (2 * 2, 2, 0.1)
     halved = trained(replace(variant, execution=Execution(wire="float16")), 0, setting)
     assert halved.bytes == one.bytes // 2
 
@@ -578,7 +578,7 @@ def test_the_summary_has_a_line_for_each_claim_and_the_commands(setting, told, t
     assert "| shown | All of it. |" in line
     assert any(line.startswith("| [some-full](") for line in said)
     assert said[-1].startswith(
-        "- `python experiments/some.py --seeds 2`: widths x 1/16, 68 pixels, 300 training images"
+        "- `python experiments/some.py --seeds 2`: widths x 1/16, 68 pixels, 140 training images"
     )
     assert '<a href="some-full.html">' in (tmp_path / "index.html").read_text()
 
