@@ -303,6 +303,70 @@ def test_what_has_not_arrived_may_not_be_used():
     other.copied * 2
 
 
+TOO_EARLY = r"a tensor of 1000 bytes on {} was freed while a stream that is not its own was still using it"
+
+
+def test_what_a_stream_still_copies_from_may_not_be_freed_unless_it_is_recorded():
+    for recorded in (False, True):
+        x, other = torch.ones(250, device=ONE), torch.ones(1, device=ONE)
+        _at_zero()
+        module = torch.get_device_module(ONE)
+        here, there = module.Stream(ONE), module.Stream(TWO)
+        with module.stream(here), module.stream(there):
+            copied = x.to(TWO, non_blocking=True)
+        if recorded:
+            x.record_stream(here)
+        del x
+        if recorded:
+            other * 2
+            continue
+        with pytest.raises(RuntimeError, match=TOO_EARLY.format(ONE)):
+            other * 2
+        other * 2  # it is said once
+    del copied
+    other * 2  # its own stream brought it
+
+
+def test_what_a_stream_has_waited_for_may_be_freed():
+    x, other = torch.ones(250, device=ONE), torch.ones(1, device=ONE)
+    _at_zero()
+    module = torch.get_device_module(ONE)
+    here, there = module.Stream(ONE), module.Stream(TWO)
+    with module.stream(here), module.stream(there):
+        x.to(TWO, non_blocking=True)
+    module.current_stream(ONE).wait_stream(here)
+    del x
+    other * 2
+
+
+def test_what_arrived_in_another_stream_may_not_be_freed_while_the_main_one_works_on_it():
+    for recorded in (False, True):
+        x, other = torch.ones(250, device=ONE), torch.ones(1, device=TWO)
+        _at_zero()
+        copy = Beside(x, TWO)
+        arrived = copy.arrived()
+        if recorded:
+            arrived.record_stream(copy.module.current_stream(TWO))
+        arrived * 2
+        del arrived, copy
+        if recorded:
+            other * 2
+            continue
+        with pytest.raises(RuntimeError, match=TOO_EARLY.format(TWO)):
+            other * 2
+
+
+def test_what_the_host_has_waited_for_may_be_freed():
+    x, other = torch.ones(250, device=ONE), torch.ones(1, device=TWO)
+    _at_zero()
+    copy = Beside(x, TWO)
+    arrived = copy.arrived()
+    arrived * 2
+    copy.module.synchronize()
+    del arrived, copy
+    other * 2
+
+
 def test_what_was_copied_before_a_reset_is_there():
     x = torch.ones(250, device=ONE)
     copied = Beside(x, TWO).copied
@@ -317,8 +381,8 @@ def test_a_stream_that_was_used_is_left_again_after_an_error():
     module = torch.get_device_module(ONE)
     side = module.Stream(ONE)
     with pytest.raises(ZeroDivisionError), module.stream(side):
-        _ = 1 // (module.current_stream(ONE)._queue is not side._queue)
-    assert module.current_stream(ONE)._queue is None
+        _ = 1 // (module.current_stream(ONE).queue is not side.queue)
+    assert module.current_stream(ONE).queue is None
     assert module.default_stream(ONE).ready == fake.clock(ONE)
     with module.stream(None):
         pass

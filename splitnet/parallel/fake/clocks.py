@@ -59,6 +59,8 @@ _closed: list[float] = []  # before that nothing can start any more: the host ha
 _since: list[tuple[list[Interval], list[Interval], list[Interval]]] = []  # after it: work, devices' copies, the host's
 _current: list[Stream | None] = []  # the stream that copies are asked of; None: the main one
 _aside: list[float] = []  # when the copies of all other streams are done
+beside: list[bool] = []
+"""Whether a device was ever asked of another stream than its main one."""
 resets = 0
 """How often the clocks began again: what was noted before has another zero."""
 
@@ -74,6 +76,7 @@ def grow(devices: int) -> None:
         _since.append(([], [], []))
         _current.append(None)
         _aside.append(0.0)
+        beside.append(False)
 
 
 def now(index: int) -> float:
@@ -84,6 +87,11 @@ def now(index: int) -> float:
 def ready(index: int, stream: Stream | None = None) -> float:
     """When a stream of device `index`, its main one without `stream`, has done everything asked of it."""
     return max(_computed[index], _copied[index]) if stream is None else stream.done
+
+
+def known(index: int, stream: Stream | None) -> float:
+    """Up to when a stream of device `index`, or the host, knows that everything is done."""
+    return max(ready(index, stream), _host)
 
 
 def waited(index: int) -> float:
@@ -100,6 +108,7 @@ def current(index: int) -> Stream | None:
 def use(index: int, stream: Stream | None) -> None:
     """Ask this stream from now on."""
     _current[index] = stream
+    beside[index] = beside[index] or stream is not None
 
 
 def wait(index: int, stream: Stream | None, until: float) -> None:

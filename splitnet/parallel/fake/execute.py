@@ -28,10 +28,16 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if operator.launches and index != HOST and clocks.now(index) > clocks.waited(index):
         _check_arrived(operator, fakes)
 
+    if memory.early:
+        raise RuntimeError(memory.early.pop())
+
     start = time.perf_counter()
     result = operator.run(*plain_args, **plain_kwargs)
     if operator.launches and index != HOST:
-        log.kernel(index, operator.name, clocks.compute(index, time.perf_counter() - start))
+        interval = clocks.compute(index, time.perf_counter() - start)
+        log.kernel(index, operator.name, interval)
+        if clocks.beside[index]:
+            _use(fakes, index, interval[1])
 
     if operator.written and fakes:
         owners = {id(fake._data): fake for fake in fakes}
@@ -89,6 +95,13 @@ def _check_arrived(operator: Operator, fakes: list[FakeTensor]) -> None:
                 f"{operator.name} on {fake.device} uses a tensor that another stream is still copying: let the current"
                 " stream wait for it first (wait_event, wait_stream)"
             )
+
+
+def _use(fakes: list[FakeTensor], index: int, until: float) -> None:
+    """The current stream uses these up to then."""
+    stream = clocks.current(index)
+    for fake in fakes:
+        memory.account(fake._data.untyped_storage(), index).used(stream, until)
 
 
 def _host_tensors(value: Any) -> list[Tensor]:

@@ -14,6 +14,8 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB")
 allocated: list[int] = []
 peak: list[int] = []
 capacity: list[int | None] = []
+early: list[str] = []
+"""What was freed too early, in words: the next operation says it."""
 
 
 def grow(devices: int) -> None:
@@ -24,12 +26,19 @@ def grow(devices: int) -> None:
 
 
 class Block:
-    """The memory of one storage. It hangs on the storage object and is released with it."""
+    """The memory of one storage. It hangs on the storage object and is released with it.
 
-    __slots__ = ("_clocks", "_ready", "index", "nbytes")
+    As a GPU's allocator does, it belongs to the stream in which it was allocated, and is that one's again when it is
+    released: another stream that uses it must be done by then, as far as its own knows, or be recorded.
+    """
+
+    __slots__ = ("_clocks", "_ready", "_recorded", "_used", "home", "index", "nbytes")
 
     def __init__(self, index: int, nbytes: int) -> None:
         self.index = index
+        self.home = clocks.current(index)
+        self._used: dict[clocks.Stream | None, tuple[int, float]] = {}
+        self._recorded: set[clocks.Stream | None] = set()
         self.nbytes = 0  # nothing to release if the line below raises
         self.ready = 0.0
         self.resize(nbytes)
@@ -42,6 +51,15 @@ class Block:
     @ready.setter
     def ready(self, seconds: float) -> None:
         self._ready, self._clocks = seconds, clocks.resets
+
+    def used(self, stream: clocks.Stream | None, until: float) -> None:
+        """A stream of the device reads or writes it up to then."""
+        if stream is not self.home:
+            self._used[stream] = clocks.resets, until
+
+    def record(self, stream: clocks.Stream | None) -> None:
+        """Keep it, when it is released, until that stream has done what it was asked for."""
+        self._recorded.add(stream)
 
     def resize(self, nbytes: int) -> None:
         """Count `nbytes` from now on, or raise torch.OutOfMemoryError and count what was counted."""
@@ -57,6 +75,13 @@ class Block:
     def __del__(self) -> None:
         allocated[self.index] -= self.nbytes
         log.memory(self.index, id(self), -self.nbytes, allocated[self.index])
+        known = clocks.known(self.index, self.home)
+        for stream, (resets, until) in self._used.items():
+            if stream not in self._recorded and resets == clocks.resets and until > known:
+                early.append(
+                    f"a tensor of {readable(self.nbytes)} on fake:{self.index} was freed while a stream that is not its"
+                    " own was still using it: on a GPU its memory would be given away and written over (record_stream)"
+                )
 
 
 def account(storage: torch.UntypedStorage, index: int) -> Block:
@@ -75,6 +100,7 @@ def reset_peak(index: int) -> None:
 
 def reset() -> None:
     """No capacity, and peaks from here on. What is allocated stays allocated."""
+    early.clear()
     for index in range(len(peak)):
         capacity[index] = None
         reset_peak(index)

@@ -119,13 +119,15 @@ def set_rng_state(state: Tensor, device: Device = None) -> None:
 class Stream:
     """A queue of a fake device. Copies in one that is not the main one run beside the device's work.
 
-    Values are there when a call returns; what is emulated is the time, and the duty to wait: a tensor that a stream
-    is still bringing may not be used by another before that one has waited.
+    Values are there when a call returns; what is emulated is the time, and two duties. A tensor that a stream is still
+    bringing may not be used by another before that one has waited. And memory belongs to the stream in which it was
+    allocated: one that is freed while another still uses it must have been told so (`record_stream`).
     """
 
     def __init__(self, device: Device = None, priority: int = 0) -> None:
         self._index = devices.required(device)
-        self._queue: clocks.Stream | None = clocks.Stream(self._index)
+        self.queue: clocks.Stream | None = clocks.Stream(self._index)
+        """What the clocks know it by; None: the main one."""
 
     @property
     def device(self) -> torch.device:
@@ -134,15 +136,15 @@ class Stream:
     @property
     def ready(self) -> float:
         """Seconds on the device's clock at which all that was asked of it is done."""
-        return clocks.ready(self._index, self._queue)
+        return clocks.ready(self._index, self.queue)
 
     def wait_stream(self, stream: "Stream") -> None:
         """What is asked of this stream from now on begins when all that was asked of the other is done."""
-        clocks.wait(self._index, self._queue, stream.ready)
+        clocks.wait(self._index, self.queue, stream.ready)
 
     def wait_event(self, event: "Event") -> None:
         """What is asked of this stream from now on begins after that moment."""
-        clocks.wait(self._index, self._queue, event.seconds)
+        clocks.wait(self._index, self.queue, event.seconds)
 
     def record_event(self, event: "Event | None" = None) -> "Event":
         """The moment at which all that was asked of this stream is done."""
@@ -157,14 +159,14 @@ class Stream:
 def current_stream(device: Device = None) -> Stream:
     """The stream of `device` that is asked for what is done now."""
     found = Stream(device)
-    found._queue = clocks.current(found._index)
+    found.queue = clocks.current(found._index)
     return found
 
 
 def default_stream(device: Device = None) -> Stream:
     """The main stream of `device`."""
     found = Stream(device)
-    found._queue = None
+    found.queue = None
     return found
 
 
@@ -175,7 +177,7 @@ def stream(stream: Stream | None) -> Iterator[None]:
         yield
         return
     before = clocks.current(stream._index)
-    clocks.use(stream._index, stream._queue)
+    clocks.use(stream._index, stream.queue)
     try:
         yield
     finally:

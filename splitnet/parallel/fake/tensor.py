@@ -152,7 +152,8 @@ class FakeTensor(Tensor):
         return FakeStorage(self._data.untyped_storage(), self._index)
 
     def record_stream(self, stream: Any) -> None:
-        """Does nothing: memory is freed when nobody holds it, and values were there from the beginning."""
+        """Keep the memory, once it is freed, until `stream` has done what it was asked for by then."""
+        memory.account(self._data.untyped_storage(), self._index).record(stream.queue)
 
     def share_memory_(self) -> "FakeTensor":
         """Does nothing, as on a GPU."""

@@ -21,17 +21,24 @@ def itemsize(
     return before.itemsize if cast_at_target else after.itemsize
 
 
-def count(source: Place, target: Place, nbytes: int, *, ready: float = 0.0, differentiable: bool = False) -> float:
+def count(source: Place, target: Place, nbytes: int, *, differentiable: bool = False) -> float:
     """Account for a copy that happened without looking at what arrives; when it is done, in seconds."""
-    return _count(source, target, nbytes, ready, differentiable, faults.striking(source, target))
+    return _count(source, target, nbytes, 0.0, differentiable, faults.striking(source, target))
 
 
 def send(
-    data: Tensor, source: Place, target: Place, nbytes: int, *, ready: float = 0.0, differentiable: bool = False
+    data: Tensor,
+    source: Place,
+    target: Place,
+    nbytes: int,
+    *,
+    block: memory.Block | None = None,
+    differentiable: bool = False,
 ) -> Place:
     """Account for the copy that made `data`, the CPU data that arrives. Returns where it arrives.
 
-    Where the link is at fault `data` is changed in place. An empty copy is none.
+    `block`: the memory that is copied from, if a fake device's. Where the link is at fault `data` is changed in place.
+    An empty copy is none.
     """
     if data.numel() == 0:
         return target
@@ -39,10 +46,13 @@ def send(
     for fault in struck:
         fault.spoil(data)
         target = fault.landing(source, target)
-    block = None if target == HOST else memory.account(data.untyped_storage(), target)
-    done = _count(source, target, nbytes, ready, differentiable, struck)
+    into = None if target == HOST else memory.account(data.untyped_storage(), target)
+    done = _count(source, target, nbytes, 0.0 if block is None else block.ready, differentiable, struck)
     if block is not None:
-        block.ready = done
+        block.used(clocks.current(source), done)
+    if into is not None:
+        into.ready = done
+        into.used(clocks.current(target), done)
     return target
 
 
