@@ -167,7 +167,8 @@ def network_of(source: Source, options: ConvertOptions) -> Architecture:
         asked = getattr(options, name)
         if asked not in (None, settled):
             raise UsageError(f"--{name} {asked}: these are {layout.preset}'s, of {layout.towers} tower(s)")
-    return layout.table(source, preset(layout.preset, layout.towers))
+    table = layout.table(source, preset(layout.preset, layout.towers))
+    return replace(table, dropout_scales="testing") if scales_in_tests(table, source) else table
 
 
 def _own(source: Source, options: ConvertOptions) -> Architecture:
@@ -199,8 +200,7 @@ def _adapted(table: Architecture, source: Source) -> Architecture:
     first, last = (source.tensors.get(f"{row.name}.weight") for row in (table.layers[0], table.layers[-1]))
     channels = first.shape[1] or None if first is not None and first.dim() == 4 else None
     classes = len(last) or None if last is not None and last.dim() else None
-    usual = "testing" if scales_in_tests(table, source) else "training"
-    scales: Any = _setting(source, "dropout_scales") or usual
+    scales: Any = _setting(source, "dropout_scales") or "training"
     if scales not in ("training", "testing"):
         raise UsageError(f"dropout_scales {scales!r}: training or testing is expected")
     pixels = SCALES.get(_setting(source, "pixels") or "0..1") if source.settings else table.pixels
