@@ -292,6 +292,18 @@ def test_bad_initial_weights_are_the_good_ones_times_a_number(setting):
     assert ops == {"sigmoid", "pool", "dropout"}
 
 
+def test_with_bad_initial_weights_a_training_that_diverged_counts_as_a_guess():
+    found = {
+        claim.more: {seed: replace(outcome(2.3), diverged="loss is nan") for seed in range(2)}
+        | {seed: outcome(0.4) for seed in range(2, 4)}
+        for claim in initial_weights.CLAIMS
+    }
+    found |= {claim.less: {seed: outcome(0.4) for seed in range(4)} for claim in initial_weights.CLAIMS}
+    for claim in initial_weights.CLAIMS:
+        judged = claim.judge(found)
+        assert (len(judged.values), judged.missing) == (4, "")
+
+
 def outcome(loss, *curve):
     return Outcome((Epoch(loss, 0.5, 0.5, 1.0, 0.5),), curve, 0, 1.0, 10, 0.1)
 
