@@ -66,7 +66,8 @@ CLAIMS = (
 def with_margin(data: Dataset, side: int) -> Dataset:
     """Images stretched to `side` pixels; larger ones as they are."""
     train, test = (_stretched(split, side) for split in (data.train, data.test))
-    return replace(data, train=train, test=test, origin=f"{data.origin}; of {side} pixels a side")
+    what = f"of {side} pixels a side"
+    return replace(data, name=f"{data.name}, {what}", train=train, test=test, origin=f"{data.origin}; {what}")
 
 
 def _stretched(split: Split, side: int) -> Split:

@@ -137,7 +137,11 @@ class Claim:
         learnt = any(kind[seed].learnt for kind in kinds for seed in shared)
         late = [sum(self.measure.late(kind[seed]) for seed in seeds) for kind in kinds]
         counts = {f"not reached by {sum(late)} of {len(kinds) * len(seeds)}": sum(late)}
-        counts |= {f"diverged from {lost} of {len(shared)} seeds": lost}
+        diverged = sum(any(kind[seed].diverged for kind in kinds) for seed in shared if seed not in seeds)
+        counts |= {
+            f"diverged from {diverged} of {len(shared)} seeds": diverged,
+            f"not looked for in those of {lost - diverged} of {len(shared)} seeds": lost - diverged,
+        }
         missing = "; ".join(text for text, count in counts.items() if count)
         if not seeds or any(late if not self.measure.at_least else late[1:]):
             return Judgement(self, None, (), "not shown", learnt, missing)

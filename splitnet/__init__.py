@@ -2,7 +2,6 @@
 
 import sys
 from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 # Public names and where they live. Looked up when first used, so that the tables need no torch.
@@ -26,12 +25,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'splitnet' has no attribute {name!r}")
 
 
+_hook = sys.excepthook
+
+
 def _without_interrupts(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
+        _hook(kind, error, trace)
 
 
-_module = dict(pairwise(sys.orig_argv)).get("-m", "")
-if _module.partition(".")[0] == __name__:
-    # A command imports for seconds before its main can take Ctrl-C; that ends it by the signal, as a shell expects.
+if sys.argv[:1] == ["-m"] and any(word.partition(".")[0] == __name__ for word in sys.orig_argv):
+    # A command, before its main can take Ctrl-C: it imports for seconds. The signal ends it, as a shell expects.
     sys.excepthook = _without_interrupts

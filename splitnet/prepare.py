@@ -122,12 +122,18 @@ def given(name: str) -> Components:
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{option}: is not {wanted}") from error
     sound = deviations.shape == (3,) and bool((deviations >= 0).all()) and bool(deviations.isfinite().all())
-    sound = sound and vectors.shape == (3, 3) and bool(((vectors @ vectors.T - torch.eye(3)).abs() < UNIT).all())
+    sound = sound and vectors.shape == (3, 3) and _at_right_angles(vectors)
     if not sound or any(
         isinstance(number, bool) for row in ([found["deviations"], *found["vectors"]]) for number in row
     ):
         raise UsageError(f"{option}: is not {wanted}")
     return Components(tuple(deviations.tolist()), tuple(map(tuple, vectors.tolist())))
+
+
+def _at_right_angles(vectors: torch.Tensor) -> bool:
+    """Whether three vectors are of length 1, and at right angles, within UNIT."""
+    across = (vectors @ vectors.T).fill_diagonal_(0)
+    return bool(((vectors.norm(dim=1) - 1).abs() < UNIT).all() and (across.abs() < UNIT).all())
 
 
 def begin(job: Task) -> Progress:

@@ -72,9 +72,8 @@ def test_an_experiment_says_what_it_found(name, tmp_path, capsys, monkeypatch):
     verdicts = [line for line in said if line.startswith(VERDICTS)]
     assert len(verdicts) == len(content["claims"]) > 0
     assert all(" n 2)" in line or "not reached by" in line for line in verdicts)
-    assert content["settings"]["data"] == "160 training and 60 test images of " + (
-        "fashion-mnist-small, coloured" if name == "specialisation" else "fashion-mnist-small"
-    )
+    prepared = {"specialisation": ", coloured", "crops_and_flips": ", of 78 pixels a side"}.get(name, "")
+    assert content["settings"]["data"] == f"160 training and 60 test images of fashion-mnist-small{prepared}"
     judged = {claim["verdict"] for claim in content["claims"]}
     assert judged <= {"shown", "not shown", "the opposite"}
     drawn = any(claim["values"] for claim in content["claims"])  # none where no network got to what is measured
@@ -265,8 +264,8 @@ def test_centres_and_crops_are_cut_from_the_same(setting):
     assert crops_and_flips.with_margin(data, 78).train is data.train  # large enough
 
 
-def test_which_takes_less_time_is_measured_on_gpus_alone(tmp_path, capsys):
-    half.main([*TINY.split(), "--devices", "cpu,cpu", "--out", str(tmp_path)])
+def test_which_takes_less_time_is_measured_on_gpus_alone(tmp_path, capsys, fake_devices):  # noqa: F811
+    half.main([*TINY.split(), "--devices", "fake:0,fake:1", "--out", str(tmp_path)])
     said = capsys.readouterr().out
     assert "is not measured: the towers have no GPU each" in said
     assert half.FASTER.text not in said

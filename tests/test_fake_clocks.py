@@ -295,6 +295,7 @@ def test_what_has_not_arrived_may_not_be_used():
     with pytest.raises(RuntimeError, match=r"mul on fake:1 uses a tensor that another stream is still copying"):
         copy.copied * 2
     copy.copied.view(-1)  # nothing is read
+    torch.ones_like(copy.copied)
     with pytest.raises(RuntimeError, match="still copying"):
         copy.copied[:3].sum()
     assert torch.equal((copy.arrived() * 2).cpu(), torch.full((250,), 2.0))
@@ -354,6 +355,79 @@ def test_what_arrived_in_another_stream_may_not_be_freed_while_the_main_one_work
             continue
         with pytest.raises(RuntimeError, match=TOO_EARLY.format(TWO)):
             other * 2
+
+
+def test_it_is_no_luck_whether_memory_is_freed_too_early():
+    """By the clocks the other stream would be done."""
+    x, y, other = (torch.ones(250, device=ONE) for _ in range(3))
+    _at_zero()
+    module = torch.get_device_module(ONE)
+    here, there = module.Stream(ONE), module.Stream(TWO)
+    with module.stream(here), module.stream(there):
+        x.to(TWO, non_blocking=True)
+    _computes(ONE, 10.0)
+    del x
+    with pytest.raises(RuntimeError, match=TOO_EARLY.format(ONE)):
+        other * 2
+    with module.stream(here):
+        y * 2  # as long as it takes, the device computes nothing else
+    del y
+    with pytest.raises(RuntimeError, match=TOO_EARLY.format(ONE)):
+        other.cpu()
+
+
+def test_what_another_stream_has_waited_for_in_between_may_be_freed():
+    """By an event, and by a third stream that has waited for the second."""
+    module = torch.get_device_module(ONE)
+    for third in (False, True):
+        x, other = torch.ones(250, device=ONE), torch.ones(1, device=ONE)
+        side, between = module.Stream(ONE), module.Stream(ONE)
+        with module.stream(side):
+            x * 2
+        waited = between if third else side
+        if third:
+            between.wait_event(side.record_event())
+        module.current_stream(ONE).wait_event(waited.record_event())
+        del x
+        other * 2
+    x = torch.ones(250, device=ONE)
+    with module.stream(side):
+        x * 2
+    side.synchronize()
+    del x
+    other * 2
+
+
+def test_a_lane_that_brought_more_meanwhile_knows_nothing_of_the_main_stream():
+    first, second, other = torch.ones(250, device=ONE), torch.ones(250, device=ONE), torch.ones(1, device=TWO)
+    _at_zero()
+    module = torch.get_device_module(ONE)
+    here, there = module.Stream(ONE), module.Stream(TWO)
+    with module.stream(here), module.stream(there):
+        one = first.to(TWO, non_blocking=True)
+    module.current_stream(TWO).wait_event(there.record_event())
+    one * 2
+    with module.stream(here), module.stream(there):
+        two = second.to(TWO, non_blocking=True)
+    del one
+    with pytest.raises(RuntimeError, match=TOO_EARLY.format(TWO)):
+        other * 2
+    first.record_stream(here)
+    second.record_stream(here)
+    del two
+
+
+def test_forward_in_another_stream_and_backward_in_the_main_one_is_no_race():
+    """CUDA's autograd computes each gradient in the stream of its forward."""
+    module, weight = torch.get_device_module(ONE), torch.ones(3, device=ONE, requires_grad=True)
+    side = module.Stream(ONE)
+    side.wait_stream(module.current_stream(ONE))
+    with module.stream(side):
+        loss = ((weight * 2).exp() * 3).sum()
+    module.current_stream(ONE).wait_stream(side)
+    loss.backward()
+    del loss
+    assert torch.allclose(weight.grad.cpu(), 6 * torch.tensor(2.0).exp().expand(3))
 
 
 def test_what_the_host_has_waited_for_may_be_freed():

@@ -384,6 +384,8 @@ def test_tritons_kernels_interpreted_are_the_blocks():
 @pytest.mark.parametrize("beta", [0.75, 0.5])
 @pytest.mark.parametrize("kernels", [pytest.param("triton", marks=with_triton), "blocks"])
 def test_a_gpu_computes_the_formulas_and_the_same_bits_twice(kind, layout, dtype, beta, kernels, monkeypatch):
+    if kernels == "triton" and not module.has_triton(torch.device("cuda", 0)):
+        pytest.skip("Triton cannot build kernels for this GPU here: no compiler, no Python.h, or an older GPU")
     monkeypatch.setattr(module, "has_triton", lambda device: kernels == "triton")
     operator, formula, norm = KINDS[kind]
     norm = Norm(norm.size, norm.alpha, beta, norm.k)

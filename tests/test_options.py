@@ -13,6 +13,11 @@ from splitnet.errors import UsageError
 from splitnet.options import guarded, option, parse, positional, refuse
 
 
+def heeding_ctrl_c() -> None:
+    """A shell's background job ignores it, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Some:
     count: int = option(3, "how many")
@@ -80,7 +85,12 @@ def test_an_interrupted_import_of_a_command_ends_it_by_the_signal_without_a_trac
     (tmp_path / "rich.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1])))
     for words, traceback in ((["-m", "splitnet"], False), (["-c", "import splitnet, rich"], True)):
-        done = subprocess.run([sys.executable, *words], env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, *words],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            preexec_fn=heeding_ctrl_c,
+        )
         assert done.returncode == -signal.SIGINT
         assert (b"Traceback" in done.stderr) == traceback == bool(done.stderr)
 

@@ -127,11 +127,15 @@ def test_a_claim_of_trainings_that_diverged_is_told_and_not_shown():
     measure = Measure("looked", looked)
     found = trials([1.0, 1.1, 1.1, 7.0], [0.9, 1.0, 1.0, 1.0])
     assert claim(measure, above=-1.0).judge(trials([1.0, 1.1, 1.1], [0.9, 1.0, 0.9])).verdict == "shown"
+    unsought = claim(measure, above=-1.0).judge(found)
+    assert (unsought.verdict, unsought.missing) == ("not shown", "not looked for in those of 1 of 4 seeds")
+    found["a"][3] = Found(7.0, diverged="loss is nan")
     judged = claim(measure, above=-1.0).judge(found)
     assert len(judged.values) == 3
     assert judged.verdict == "not shown"
     assert judged.figure.endswith("n 3); diverged from 1 of 4 seeds")
-    nothing = claim(measure).judge(trials([7.0, 7.0], [1.0, 1.0]))
+    both = {"a": dict.fromkeys(range(2), found["a"][3]), "b": {seed: Found(1.0) for seed in range(2)}}
+    nothing = claim(measure).judge(both)
     assert (nothing.verdict, nothing.figure, nothing.values) == ("not shown", "diverged from 2 of 2 seeds", ())
 
 

@@ -10,10 +10,13 @@ Every device has links to every other one and to the host, all alike. The host i
 waits: nothing starts on any device before a copy to the host that was asked for earlier is done.
 
 Each clock also adds up what its time was spent on (`Spent`): work, copies, or nothing.
+
+Beside times there is an order, which knows no luck: what a stream was asked is done before what another one is asked
+only where that one, or the host, has waited for it (`before`).
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from splitnet.parallel.fake.devices import HOST, Place
 
@@ -46,6 +49,14 @@ class Stream:
     index: int
     done: float = 0.0
     """When all that was asked of it is done."""
+    last: int = 0
+    """Number of what it was asked last, among all that was asked of anybody."""
+    knows: "Moment" = field(default_factory=dict)
+    """What it has waited for."""
+
+
+Moment = dict[Stream, int]
+"""Of streams the last that is done."""
 
 
 link = Link()
@@ -59,6 +70,10 @@ _closed: list[float] = []  # before that nothing can start any more: the host ha
 _since: list[tuple[list[Interval], list[Interval], list[Interval]]] = []  # after it: work, devices' copies, the host's
 _current: list[Stream | None] = []  # the stream that copies are asked of; None: the main one
 _aside: list[float] = []  # when the copies of all other streams are done
+_asked = 0  # operations and copies, of all devices
+_mains: list[Stream] = []  # each device's main stream, in the order of what was asked
+_synced: list[int] = []  # all that was asked of a device up to then, the host has waited for
+_host_knows: Moment = {}
 beside: list[bool] = []
 """Whether a device was ever asked of another stream than its main one."""
 resets = 0
@@ -77,6 +92,8 @@ def grow(devices: int) -> None:
         _current.append(None)
         _aside.append(0.0)
         beside.append(False)
+        _mains.append(Stream(len(_mains)))
+        _synced.append(0)
 
 
 def now(index: int) -> float:
@@ -89,9 +106,47 @@ def ready(index: int, stream: Stream | None = None) -> float:
     return max(_computed[index], _copied[index]) if stream is None else stream.done
 
 
-def known(index: int, stream: Stream | None) -> float:
-    """Up to when a stream of device `index`, or the host, knows that everything is done."""
-    return max(ready(index, stream), _host)
+def last(index: int, stream: Stream | None) -> int:
+    """Number of what a stream of device `index` was asked last."""
+    return _queue(index, stream).last
+
+
+def moment(index: int, stream: Stream | None) -> Moment:
+    """What is done when a stream of device `index` has done all that it was asked so far."""
+    queue = _queue(index, stream)
+    return queue.knows | {queue: queue.last}
+
+
+def learn(index: int, stream: Stream | None, found: Moment) -> None:
+    """A stream of device `index` has waited for that moment."""
+    _learn(_queue(index, stream).knows, found)
+
+
+def tell_host(found: Moment) -> None:
+    """The host has waited for that moment."""
+    _learn(_host_knows, found)
+
+
+def before(index: int, stream: Stream | None, other: Stream | None, number: int) -> bool:
+    """Whether what `other` was asked as `number` is done before whatever `stream`, of one device, is asked next."""
+    one, two = _queue(index, stream), _queue(index, other)
+    return one is two or number <= max(one.knows.get(two, 0), _host_knows.get(two, 0), _synced[index])
+
+
+def _queue(index: int, stream: Stream | None) -> Stream:
+    return _mains[index] if stream is None else stream
+
+
+def _learn(knows: Moment, found: Moment) -> None:
+    for stream, number in found.items():
+        knows[stream] = max(knows.get(stream, 0), number)
+
+
+def _ask(index: int) -> None:
+    """Something is asked of the current stream."""
+    global _asked
+    _asked += 1
+    _queue(index, _current[index]).last = _asked
 
 
 def waited(index: int) -> float:
@@ -121,6 +176,7 @@ def wait(index: int, stream: Stream | None, until: float) -> None:
 
 def compute(index: int, seconds: float) -> Interval:
     """An operation on device `index` that took `seconds` here; when it starts and ends."""
+    _ask(index)
     stream, needed = _current[index], seconds / speed[index]
     start = max(ready(index), 0.0 if stream is None else stream.done)  # a device computes one thing at a time
     _computed[index] = start + needed
@@ -141,6 +197,7 @@ def transfer(source: Place, target: Place, nbytes: int, *, ready: float = 0.0, s
     start = max(ready, _host, _busy.get((source, target), 0.0), *asked)
     done = start + (link.latency + nbytes / link.bytes_per_second) * slower
     _busy[source, target] = done
+    _order(source, target)
     for index in ends:
         _since[index][1 if len(ends) == 2 else 2].append((start, done))
         _aside[index] = max(_aside[index], done)
@@ -153,9 +210,26 @@ def transfer(source: Place, target: Place, nbytes: int, *, ready: float = 0.0, s
     return start, done
 
 
+def _order(source: Place, target: Place) -> None:
+    """As CUDA has it: a copy is one of the source's stream, which waits for the target's, and that one for the copy."""
+    if source != HOST and target != HOST:
+        learn(source, _current[source], moment(target, _current[target]))
+    for index in (source, target):
+        if index != HOST:
+            _ask(index)
+    if source != HOST:
+        found = moment(source, _current[source])
+        if target == HOST:
+            tell_host(found)
+        else:
+            learn(target, _current[target], found)
+
+
 def synchronize(index: int | None = None) -> None:
     """Let every device, and the host, wait for device `index`, or for the last of all."""
     global _host
+    for waited_for in range(len(_synced)) if index is None else [index]:
+        _synced[waited_for] = _asked
     latest = max(map(now, range(len(speed))), default=0.0) if index is None else now(index)
     _host = max(_host, latest)  # which cannot have asked for what comes next any earlier
     for other in range(len(speed)):

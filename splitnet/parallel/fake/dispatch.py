@@ -18,6 +18,10 @@ aten = torch.ops.aten
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `func`, an `OpOverload` of which an argument is a fake tensor or the device is a fake one."""
+    if memory.early:
+        message, *_ = memory.early
+        memory.early.clear()
+        raise RuntimeError(message)
     if log.entries is not None:
         log.begin()
     handler = _HANDLERS.get(func)

@@ -25,19 +25,15 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if hosts and fakes:
         _check_hosts(operator, args, kwargs, fakes[0])
     target = _place(operator, plain_kwargs, index)
-    if operator.launches and index != HOST and clocks.now(index) > clocks.waited(index):
+    if operator.launches and operator.reads and index != HOST and clocks.now(index) > clocks.waited(index):
         _check_arrived(operator, fakes)
-
-    if memory.early:
-        raise RuntimeError(memory.early.pop())
 
     start = time.perf_counter()
     result = operator.run(*plain_args, **plain_kwargs)
     if operator.launches and index != HOST:
-        interval = clocks.compute(index, time.perf_counter() - start)
-        log.kernel(index, operator.name, interval)
-        if clocks.beside[index]:
-            _use(fakes, index, interval[1])
+        log.kernel(index, operator.name, clocks.compute(index, time.perf_counter() - start))
+        if operator.reads and clocks.beside[index]:
+            _use(fakes, index)
 
     if operator.written and fakes:
         owners = {id(fake._data): fake for fake in fakes}
@@ -97,11 +93,12 @@ def _check_arrived(operator: Operator, fakes: list[FakeTensor]) -> None:
             )
 
 
-def _use(fakes: list[FakeTensor], index: int, until: float) -> None:
-    """The current stream uses these up to then."""
-    stream = clocks.current(index)
+def _use(fakes: list[FakeTensor], index: int) -> None:
+    """The current stream uses these; but in backward CUDA's would be that of forward, which nobody notes here."""
+    if torch._C._current_autograd_node() is not None:
+        return
     for fake in fakes:
-        memory.account(fake._data.untyped_storage(), index).used(stream, until)
+        memory.account(fake._data.untyped_storage(), index).used()
 
 
 def _host_tensors(value: Any) -> list[Tensor]:

@@ -15,7 +15,7 @@ allocated: list[int] = []
 peak: list[int] = []
 capacity: list[int | None] = []
 early: list[str] = []
-"""What was freed too early, in words: the next operation says it."""
+"""What was freed too early, in words: what is done next with a fake tensor says it."""
 
 
 def grow(devices: int) -> None:
@@ -28,8 +28,8 @@ def grow(devices: int) -> None:
 class Block:
     """The memory of one storage. It hangs on the storage object and is released with it.
 
-    As a GPU's allocator does, it belongs to the stream in which it was allocated, and is that one's again when it is
-    released: another stream that uses it must be done by then, as far as its own knows, or be recorded.
+    As a GPU's allocator has it, it belongs to the stream in which it was allocated, which may write to it again when it
+    is released: that stream, or the host, must have waited for what others do with it, or these be recorded.
     """
 
     __slots__ = ("_clocks", "_ready", "_recorded", "_used", "home", "index", "nbytes")
@@ -37,7 +37,7 @@ class Block:
     def __init__(self, index: int, nbytes: int) -> None:
         self.index = index
         self.home = clocks.current(index)
-        self._used: dict[clocks.Stream | None, tuple[int, float]] = {}
+        self._used: dict[clocks.Stream | None, int] = {}
         self._recorded: set[clocks.Stream | None] = set()
         self.nbytes = 0  # nothing to release if the line below raises
         self.ready = 0.0
@@ -52,10 +52,11 @@ class Block:
     def ready(self, seconds: float) -> None:
         self._ready, self._clocks = seconds, clocks.resets
 
-    def used(self, stream: clocks.Stream | None, until: float) -> None:
-        """A stream of the device reads or writes it up to then."""
+    def used(self) -> None:
+        """The device's current stream was asked for something with it."""
+        stream = clocks.current(self.index)
         if stream is not self.home:
-            self._used[stream] = clocks.resets, until
+            self._used[stream] = clocks.last(self.index, stream)
 
     def record(self, stream: clocks.Stream | None) -> None:
         """Keep it, when it is released, until that stream has done what it was asked for."""
@@ -75,9 +76,8 @@ class Block:
     def __del__(self) -> None:
         allocated[self.index] -= self.nbytes
         log.memory(self.index, id(self), -self.nbytes, allocated[self.index])
-        known = clocks.known(self.index, self.home)
-        for stream, (resets, until) in self._used.items():
-            if stream not in self._recorded and resets == clocks.resets and until > known:
+        for stream, number in self._used.items():
+            if stream not in self._recorded and not clocks.before(self.index, self.home, stream, number):
                 early.append(
                     f"a tensor of {readable(self.nbytes)} on fake:{self.index} was freed while a stream that is not its"
                     " own was still using it: on a GPU its memory would be given away and written over (record_stream)"

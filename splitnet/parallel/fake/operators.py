@@ -52,6 +52,7 @@ class Operator:
     composite: bool  # made of other operators; comes here whole only without autograd keys
     places: bool  # takes the device of its result as an argument
     launches: bool  # runs a kernel: not a view, not an allocation
+    reads: bool  # looks at its tensors' values: not at their shapes alone
     written: tuple[str, ...]  # arguments that it changes
     reshapes: bool  # may change the shape of what it writes
     takes_scalars: bool  # 0-dim host tensors count as numbers
@@ -82,6 +83,7 @@ def _describe(func: Any) -> Operator:
         composite=torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"),
         places=any(a.name == "device" for a in schema.arguments),
         launches=not func.is_view and functional not in _NO_KERNEL,
+        reads=not functional.endswith("_like") and not functional.startswith("new_"),
         written=written,
         reshapes=out or Tag.inplace_view in func.tags or functional in ("resize", "resize_as", "set"),
         takes_scalars=_takes_scalars(func, functional),

@@ -141,10 +141,12 @@ class Stream:
     def wait_stream(self, stream: "Stream") -> None:
         """What is asked of this stream from now on begins when all that was asked of the other is done."""
         clocks.wait(self._index, self.queue, stream.ready)
+        clocks.learn(self._index, self.queue, clocks.moment(stream._index, stream.queue))
 
     def wait_event(self, event: "Event") -> None:
         """What is asked of this stream from now on begins after that moment."""
         clocks.wait(self._index, self.queue, event.seconds)
+        clocks.learn(self._index, self.queue, event.moment)
 
     def record_event(self, event: "Event | None" = None) -> "Event":
         """The moment at which all that was asked of this stream is done."""
@@ -153,7 +155,8 @@ class Stream:
         return event
 
     def synchronize(self) -> None:
-        """Nothing to wait for: values are there."""
+        """Values are there; what is noted is that the host has waited."""
+        clocks.tell_host(clocks.moment(self._index, self.queue))
 
 
 def current_stream(device: Device = None) -> Stream:
@@ -190,6 +193,7 @@ class Event:
     def __init__(self, enable_timing: bool = False) -> None:
         self._enable_timing = enable_timing
         self._seconds: float | None = None
+        self.moment: clocks.Moment = {}
 
     @property
     def seconds(self) -> float:
@@ -198,7 +202,8 @@ class Event:
 
     def record(self, stream: "Stream | Device" = None) -> None:
         """Remember when a stream, a device's current one without any, will have done what was asked of it so far."""
-        self._seconds = (stream if isinstance(stream, Stream) else current_stream(stream)).ready
+        found = stream if isinstance(stream, Stream) else current_stream(stream)
+        self._seconds, self.moment = found.ready, clocks.moment(found._index, found.queue)
 
     def wait(self, stream: Stream | None = None) -> None:
         """As `Stream.wait_event`."""
@@ -217,7 +222,8 @@ class Event:
         return True
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Values are there; what is noted is that the host has waited."""
+        clocks.tell_host(self.moment)
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:

@@ -49,10 +49,10 @@ def send(
     into = None if target == HOST else memory.account(data.untyped_storage(), target)
     done = _count(source, target, nbytes, 0.0 if block is None else block.ready, differentiable, struck)
     if block is not None:
-        block.used(clocks.current(source), done)
+        block.used()
     if into is not None:
         into.ready = done
-        into.used(clocks.current(target), done)
+        into.used()
     return target
 
 
