@@ -23,6 +23,7 @@ from splitnet.measure.records import read_records
 from splitnet.measure.summary import waiting
 from splitnet.parallel import fake
 from splitnet.parallel.placement import build
+from splitnet.testing import fake_devices  # noqa: F401
 from splitnet.training import loop
 from splitnet.training.data import load, order
 from splitnet.training.loop import Position, evaluate, train
@@ -537,3 +538,17 @@ def test_several_processes_do_not_put_an_error_off():
                 assert not ahead.ends
                 with pytest.raises(OSError, match="gone"):
                     next(ahead)
+
+
+def test_a_batch_that_is_freed_while_it_is_used_is_kept(fake_devices):  # noqa: F811
+    """It was copied in a stream of its own, and the main one reads it: fake devices refuse it where nobody is told."""
+    net = build(small("fashion"), devices=[str(device) for device in fake_devices])
+    with Reader(Plain()) as reader:
+        ahead = Ahead(net, batches(reader, 3), reader, False)
+        next(ahead)
+        ahead.get_ready()
+        batch = next(ahead)
+        assert [copy.device for copy in batch.copies] == list(fake_devices)
+        read = [copy.float() for copy in batch.copies]
+        del batch
+        assert [float(x.max()) for x in read]
