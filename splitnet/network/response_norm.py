@@ -10,7 +10,6 @@ each of the `lengths`. Over channels that is (B*S*S*towers, C/towers, 1) or (B*t
 (B, S, S, C) or (B*C, S, S, 1): channels-last and contiguous. Half precision is computed in float32 and rounded once.
 """
 
-import os
 import sysconfig
 from collections.abc import Sequence
 from functools import cache
@@ -128,7 +127,7 @@ def has_triton(device: torch.device) -> bool:
     """
     if device.type != "cuda" or not find_spec("triton"):
         return False
-    compiler = os.environ.get("CC") or which("gcc") or which("clang")
+    compiler = which("gcc") or which("clang")
     headers = Path(sysconfig.get_path("include"), "Python.h")
     builds = compiler is not None and headers.is_file()
     return builds and torch.get_device_module(device).get_device_capability(device) >= (7, 0)

@@ -55,7 +55,7 @@ def _check_compiler(device: torch.device) -> None:
     if device.type == "fake":
         raise UsageError(f"--compile: {device} computes operation by operation; torch.compile takes cuda and cpu")
     if device.type == "cuda" and not has_triton(device):
-        needs = "the package triton, gcc or clang (or CC), Python's headers (Python.h), and compute capability 7.0"
+        needs = "the package triton, gcc or clang, Python's headers (Python.h), and compute capability 7.0"
         raise UsageError(f"--compile: {device} needs {needs}")
     if device.type == "cpu" and not _has_cpp_compiler():
         raise UsageError("--compile: on the CPU torch.compile needs a C++ compiler, and there is none")
