@@ -2,8 +2,7 @@
 
 All variants of an experiment see the same images, in the same order from the same seed, and drop the same units; where
 all their weights have the same shapes they begin alike (one row of another shape changes what is drawn for those behind
-it). A trial counts the bytes that its towers exchange in a step, and
-holds them against what the table derives.
+it). A trial counts the bytes that its towers exchange in a step, and holds them against what the table derives.
 """
 
 import math
