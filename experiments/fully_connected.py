@@ -11,6 +11,7 @@ Expected: parameters alone are far from it (0.17 GB); with gradients and Adam's 
 with 9,216 inputs and 1,000 classes, has 0.94 GB of all four. On two devices each holds about half.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -74,6 +75,7 @@ class Held:
 
 def measured(name: str, table: Architecture, optimizer: str) -> Iterator[Held]:
     """Device by device. RuntimeError if the device has something else allocated than the network and its optimizer."""
+    gc.collect()  # a network measured before, if it is still there, must not go between the two looks at the devices
     placement = place(table, [f"fake:{i}" for i in range(table.towers)])
     before = {device: torch.get_device_module(device).memory_allocated(device) for device in placement.devices}
     net = host(table, placement, seed=0).train()
@@ -139,22 +141,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(Options, "experiments/fully_connected.py", __doc__ or "", argv)
     prepare(options.threads)
     fake.install(2)
-    found: list[Held] = []
-    for name, (which, towers) in NETWORKS.items():
-        table = preset(which, towers).scaled(fraction(options.scale))
-        for optimizer in OPTIMIZERS:
-            found += measured(name, table, optimizer)
-    records, table_ = claims(found), table_of(found)
-    print("\n".join(table_.lines()))
-    print("\n".join(f"{r['verdict']}: {r['claim']}: {r['what']}: {r['figure']}" for r in records))
     path = (options.out or RESULTS) / "fully_connected.json"
     with ResultsFile.open(path, "fully_connected") as file:
-        made = (file.content.get("settings"), file.content.get("claims"))
-        if made[0] not in (None, {"scale": options.scale}):
-            raise UsageError(f"{path}: is of --scale {made[0]['scale']}, not {options.scale}; --out keeps both")
-        file.begin({"scale": options.scale}, {})
-        if "sessions" not in file.content or made != ({"scale": options.scale}, records):
+        settings, before = {"scale": options.scale}, file.content.get("settings")
+        if before not in (None, settings):
+            raise UsageError(f"{path}: is of --scale {before['scale']}, not {options.scale}; --out keeps both")
+        found: list[Held] = []
+        for name, (which, towers) in NETWORKS.items():
+            table = preset(which, towers).scaled(fraction(options.scale))
+            for optimizer in OPTIMIZERS:
+                found += measured(name, table, optimizer)
+        records, table_ = claims(found), table_of(found)
+        print("\n".join(table_.lines()))
+        print("\n".join(f"{r['verdict']}: {r['claim']}: {r['what']}: {r['figure']}" for r in records))
+        if "sessions" not in file.content or before is None or file.content.get("claims") != records:
             file.content["sessions"] = []
+            file.begin(settings, {})
             file.note()
         write(file, __doc__ or "", records, [table_], f"Widths x {options.scale}, float32, a batch of 2")
 

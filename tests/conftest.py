@@ -37,9 +37,10 @@ def why_no_gpus(count: int) -> str:
     return ""
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: who waits for a process that it started leaves its core to others."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many as cores. One more where tests start processes: who waits for them leaves its core to others."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if "not slow" in config.getoption("markexpr") else cores + 1
 
 
 def pytest_collectstart() -> None:

@@ -1,5 +1,6 @@
 """Every ablation: what its variants are; its command trains, prints a verdict of each claim, and leaves a page."""
 
+import gc
 import json
 import math
 import sys
@@ -378,6 +379,7 @@ def test_towers_that_specialise_are_further_apart_than_chance():
     assert specialisation.apart(alike, "colour") == (0, 0, pytest.approx(0, abs=1e-9))
 
 
+@pytest.mark.slow
 def test_towers_that_are_random_halves_have_a_score_from_the_normal_distribution(monkeypatch):
     """So what it is judged by, Student's interval of a few of them, is "shown" as seldom as it says."""
     monkeypatch.setattr(specialisation, "DRAWS", 200)
@@ -452,6 +454,21 @@ def test_the_fully_connected_experiment_judges_the_textbooks_sentence(tmp_path, 
     before = (tmp_path / "fully_connected.json").read_bytes()
     fully_connected.main(["--scale", "1/16", "--out", str(tmp_path)])
     assert (tmp_path / "fully_connected.json").read_bytes() == before
+
+
+def test_a_network_that_goes_while_another_is_measured_does_not_count(monkeypatch, fake_devices):  # noqa: F811
+    left = [torch.zeros(1000, device="fake:0")]
+    left.append(left)
+    del left
+    built = fully_connected.host
+
+    def collected(*args, **options):
+        gc.collect()
+        return built(*args, **options)
+
+    monkeypatch.setattr(fully_connected, "host", collected)
+    [held] = fully_connected.measured("small", preset("fashion", 1).scaled(1 / 32), "sgd")
+    assert held.parameters == held.gradients == held.state > 0
 
 
 def test_nearly_1_gb():

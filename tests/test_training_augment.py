@@ -542,7 +542,7 @@ def told(net, split, view, **limits):
     return [(r.step, r.epoch, r.loss, r.accuracy) for r in records]
 
 
-@pytest.mark.parametrize("crops", ["images", "chunks"])
+@pytest.mark.parametrize("crops", [pytest.param("images", marks=pytest.mark.slow), "chunks"])
 def test_all_layouts_see_the_same_pixels(crops):
     split = colours()
     view, found = everything(split.images, crops), []
