@@ -99,6 +99,16 @@ def test_a_copy_waits_for_both_ends_and_for_its_data() -> None:
     assert fake.clock("fake:2") == pytest.approx(6.0)
 
 
+def test_a_copy_waits_for_no_other_part_of_its_memory() -> None:
+    x, y = torch.ones(1000, device=ONE), torch.ones(1000, device=TWO)
+    _at_zero()
+    y[:500].copy_(x[:500])  # as the second half of an all-reduce: each brings the other a half of the same memory
+    x[500:].copy_(y[500:])
+    assert fake.clock(ONE) == fake.clock(TWO) == pytest.approx(2.5)
+    y[499:].to(ONE)  # its first element was brought
+    assert fake.clock(ONE) == pytest.approx(2.5 + 0.5 + 501 * 4 / 1000)
+
+
 def test_work_waits_for_copies() -> None:
     x = torch.ones(500, device=ONE)
     _at_zero()

@@ -156,6 +156,23 @@ def test_gradients_lie_as_their_weights_do():
     assert not copies.nets[1].hosted[0]["conv3"].weight.is_contiguous()
 
 
+def test_gradients_go_both_ways_of_the_link_at_once():
+    """Either sends half of its gradients to be summed, and then half of the sums."""
+    net = replicate(small("fashion"), [torch.device(name) for name in FAKES], seed=0)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    fake.reset()
+    try:
+        fake.set_link(1e6, 0)
+        for device in FAKES:
+            fake.set_speed(device, 1e9)
+        net.backward([])
+        found = [fake.clock(device) for device in FAKES]
+    finally:
+        fake.reset()
+    assert found == [pytest.approx(4e-6 * net.architecture.parameters, rel=1e-3)] * 2
+
+
 # In the comparison
 
 

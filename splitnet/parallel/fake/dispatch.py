@@ -43,7 +43,7 @@ def _to_copy(x: FakeTensor, *, device: torch.device | None = None, non_blocking:
     kwargs.pop("pin_memory", None)
     data = aten._to_copy.default(x._data, **kwargs)
     nbytes = data.numel() * transfer.itemsize(source, target, x.dtype, data.dtype, non_blocking=non_blocking)
-    target = transfer.send(data, source, target, nbytes, block=_block(x), differentiable=_differentiable(x))
+    target = transfer.send(data, source, target, nbytes, read=_read(x), differentiable=_differentiable(x))
     return data if target == HOST else FakeTensor(data, target)
 
 
@@ -57,7 +57,7 @@ def _copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor
     differentiable = _differentiable(source) or _differentiable(target)
     faulty = faults.any_active()
     arriving = data.to(target.dtype).expand_as(into).clone() if faulty else into.copy_(data)
-    arrives = transfer.send(arriving, here, there, nbytes, block=_block(source), differentiable=differentiable)
+    arrives = transfer.send(arriving, here, there, nbytes, read=_read(source), differentiable=differentiable)
     if faulty and arrives == there:
         into.copy_(arriving)
     return target
@@ -78,7 +78,7 @@ def _becomes_gradient(func: Any) -> Callable[..., Tensor]:
 def _item(x: FakeTensor) -> Any:
     """The value of a tensor with one element, copied to the host."""
     data = x._data.clone() if faults.any_active() else x._data
-    transfer.send(data, x._index, HOST, x.dtype.itemsize, block=_block(x))
+    transfer.send(data, x._index, HOST, x.dtype.itemsize, read=_read(x))
     return data.item()
 
 
@@ -134,8 +134,8 @@ def _data(x: Tensor) -> Tensor:
     return x._data if isinstance(x, FakeTensor) else x
 
 
-def _block(x: Tensor) -> memory.Block | None:
-    return memory.account(x._data.untyped_storage(), x._index) if isinstance(x, FakeTensor) else None
+def _read(x: Tensor) -> Tensor | None:
+    return x._data if isinstance(x, FakeTensor) else None
 
 
 def _differentiable(x: Tensor) -> bool:

@@ -86,7 +86,7 @@ def _check_hosts(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, An
 def _check_arrived(operator: Operator, fakes: list[FakeTensor]) -> None:
     """Refuse what another stream is still bringing, which on a GPU would be read half arrived."""
     for fake in fakes:
-        if memory.account(fake._data.untyped_storage(), fake._index).ready > clocks.waited(fake._index):
+        if memory.account(fake._data.untyped_storage(), fake._index).ready(fake._data) > clocks.waited(fake._index):
             raise RuntimeError(
                 f"{operator.name} on {fake.device} uses a tensor that another stream is still copying: let the current"
                 " stream wait for it first (wait_event, wait_stream)"

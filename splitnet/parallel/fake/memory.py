@@ -32,7 +32,7 @@ class Block:
     is released: that stream, or the host, must have waited for what others do with it, or these be recorded.
     """
 
-    __slots__ = ("_clocks", "_ready", "_recorded", "_used", "home", "index", "nbytes")
+    __slots__ = ("_arrivals", "_clocks", "_recorded", "_used", "home", "index", "nbytes")
 
     def __init__(self, index: int, nbytes: int) -> None:
         self.index = index
@@ -40,17 +40,23 @@ class Block:
         self._used: dict[clocks.Stream | None, int] = {}
         self._recorded: set[clocks.Stream | None] = set()
         self.nbytes = 0  # nothing to release if the line below raises
-        self.ready = 0.0
+        self._arrivals: dict[tuple[int, int], float] = {}  # by the bytes that a copy brought
+        self._clocks = clocks.resets
         self.resize(nbytes)
 
-    @property
-    def ready(self) -> float:
-        """Seconds on the clock at which a copy has brought all of it; 0 if that was before the clocks were reset."""
-        return self._ready if self._clocks == clocks.resets else 0.0
+    def arrives(self, data: torch.Tensor, seconds: float) -> None:
+        """A copy brings what `data`, CPU data in this memory, spans; it is there at `seconds` on the clock."""
+        if self._clocks != clocks.resets:
+            self._arrivals.clear()
+            self._clocks = clocks.resets
+        self._arrivals[_span(data)] = seconds
 
-    @ready.setter
-    def ready(self, seconds: float) -> None:
-        self._ready, self._clocks = seconds, clocks.resets
+    def ready(self, data: torch.Tensor) -> float:
+        """When copies have brought all that `data` spans; 0 if that was before the clocks were reset."""
+        if not self._arrivals or self._clocks != clocks.resets:
+            return 0.0
+        first, end = _span(data)
+        return max((at for (one, other), at in self._arrivals.items() if first < other and one < end), default=0.0)
 
     def used(self) -> None:
         """The device's current stream was asked for something with it."""
@@ -91,6 +97,13 @@ def account(storage: torch.UntypedStorage, index: int) -> Block:
     if block is None:
         block = known["block"] = Block(index, storage.nbytes())
     return block
+
+
+def _span(data: torch.Tensor) -> tuple[int, int]:
+    """The bytes of its storage from its first element to behind its last."""
+    first = data.storage_offset()
+    end = first + 1 + sum((size - 1) * stride for size, stride in zip(data.shape, data.stride(), strict=True))
+    return first * data.itemsize, end * data.itemsize
 
 
 def reset_peak(index: int) -> None:

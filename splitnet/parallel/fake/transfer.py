@@ -32,12 +32,12 @@ def send(
     target: Place,
     nbytes: int,
     *,
-    block: memory.Block | None = None,
+    read: Tensor | None = None,
     differentiable: bool = False,
 ) -> Place:
     """Account for the copy that made `data`, the CPU data that arrives. Returns where it arrives.
 
-    `block`: the memory that is copied from, if a fake device's. Where the link is at fault `data` is changed in place.
+    `read`: the CPU data of what is copied, if a fake device's. Where the link is at fault `data` is changed in place.
     An empty copy is none.
     """
     if data.numel() == 0:
@@ -47,11 +47,15 @@ def send(
         fault.spoil(data)
         target = fault.landing(source, target)
     into = None if target == HOST else memory.account(data.untyped_storage(), target)
-    done = _count(source, target, nbytes, 0.0 if block is None else block.ready, differentiable, struck)
-    if block is not None:
+    ready = 0.0
+    if read is not None:
+        block = memory.account(read.untyped_storage(), source)
+        ready = block.ready(read)
+    done = _count(source, target, nbytes, ready, differentiable, struck)
+    if read is not None:
         block.used()
     if into is not None:
-        into.ready = done
+        into.arrives(data, done)
         into.used()
     return target
 
