@@ -24,7 +24,7 @@ from typing import Any
 from splitnet.machines import Machine
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import half
-from splitnet.peaks import KEPT_FOR_EACH, Footprint, Part, footprint, parts
+from splitnet.peaks import BUCKET, KEPT_FOR_EACH, Footprint, Part, footprint, parts
 
 PASSES = {
     # op: (forward: over its input, over its output), (backward: over its input's gradient, over its output's)
@@ -44,9 +44,6 @@ HASH = 12
 
 UPDATE = {"adam": 7, "sgd": 5}
 """Passes of a fused optimizer over 4 bytes a parameter: weight, moments, and weight's and moments' new values."""
-
-BUCKET = 25 * 2**20
-"""Bytes of gradients that replicas sum together (`parallel.replicas.BUCKET`)."""
 
 PIXEL_PASSES = 13
 """Bytes for each pixel that becomes a float: read 1, write 4, read and write 4 to scale it."""
@@ -216,7 +213,10 @@ def predict(
         exposed,
         machine.latency + pixels / machine.host_bytes_per_second,
         _exchanged(architecture, step, towers, replicas, parameters),
-        tuple(footprint(architecture, images, step.optimizer, item, which, towers and overlap) for which in tower_list),
+        tuple(
+            footprint(architecture, images, step.optimizer, item, which, towers and overlap, replicas)
+            for which in tower_list
+        ),
     )
 
 
@@ -300,7 +300,7 @@ def largest_batch(
     def too_large(batch: int) -> bool:
         which = range(architecture.towers) if towers else [None]
         images, item = -(-batch // replicas), step.itemsize
-        held = (footprint(architecture, images, step.optimizer, item, w, overlap and towers) for w in which)
+        held = (footprint(architecture, images, step.optimizer, item, w, overlap and towers, replicas) for w in which)
         return any(footprint.peak > memory for footprint in held)
 
     first = _first(too_large, LARGEST_BATCH)

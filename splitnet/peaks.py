@@ -8,7 +8,9 @@ A step is followed tensor by tensor, forward and backward, as autograd keeps and
   not float32, its cast weights;
 - gradients are made in backward and freed before the next forward pass; weights, their gradients and optimizer state
   are float32;
-- with overlap the gradient of a crossing row's weights is put together from a part for each tower's channels.
+- with overlap the gradient of a crossing convolution's weights is put together from a part for each tower's channels;
+- replicas sum gradients when backward is over: one bucket at a time, whose pieces of the others stand beside it, and
+  small gradients are put together in a bucket first.
 """
 
 from collections.abc import Iterator
@@ -25,6 +27,10 @@ SAVES_INPUT = {"product", "norm", "cnorm", "pool"}
 SAVES_OUTPUT = {"relu", "sigmoid", "tanh"}
 KEPT_FOR_EACH = {"pool": 8, "dropout": 1}
 """Bytes that an operation keeps for each number that it makes, beside the numbers."""
+
+
+BUCKET = 25 * 2**20
+"""Bytes of gradients that replicas sum together (`parallel.replicas.BUCKET`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +128,9 @@ def footprint(
     itemsize: int = 4,
     tower: int | None = None,
     overlap: bool = False,
+    replicas: int = 1,
 ) -> Footprint:
-    """What a device with one tower holds, or with all towers in one piece."""
+    """What a device with one tower holds, or with all towers in one piece, which may be one of several replicas."""
     held = parts(architecture, images, tower)
     parameters = 4 * sum(part.parameters for part in held)
     state = STATE[optimizer] * parameters
@@ -146,7 +153,22 @@ def footprint(
         live -= flow + op.frees
         peak = max(peak, live - back + op.parts)  # by then what the others sent has been answered
         flow = back
-    return Footprint(int(max(peak, 2 * parameters + state)), parameters, parameters, state)
+    summing = _summing(held, replicas) if replicas > 1 else 0.0
+    return Footprint(int(max(peak, 2 * parameters + state + summing)), parameters, parameters, state)
+
+
+def _summing(held: list[Part], replicas: int) -> float:
+    """Bytes beside the gradients while they are summed, in the buckets of `parallel.replicas`."""
+    most = together = 0.0
+    for numbers in (n for part in held for n in (part.weights, part.parameters - part.weights)):
+        size = 4.0 * numbers
+        if size >= BUCKET:
+            most = max(most, size * (replicas - 1) / replicas)
+            continue
+        together += size
+        most = max(most, together)  # put together while all of its gradients are still there
+        together = 0.0 if together >= BUCKET else together
+    return most
 
 
 def _operations(architecture: Architecture, held: list[Part], itemsize: int, overlap: bool) -> list[_Op]:
@@ -176,7 +198,7 @@ def _operations(architecture: Architecture, held: list[Part], itemsize: int, ove
             if op == "product":
                 entry.gradient, entry.first = 4.0 * part.parameters, part is held[0]
                 entry.keeps = part.weights * itemsize if itemsize != 4 else 0.0
-                entry.parts = 4.0 * part.weights if overlap and part.gathers else 0.0
+                entry.parts = 4.0 * part.weights if overlap and part.gathers and part.row.layer.kernel else 0.0
             entry.frees = entry.keeps
             if op in SAVES_INPUT and not saved:
                 entry.frees += size  # it was the only one to keep its input

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from splitnet import keyed
 from splitnet.network.architecture import Architecture, Op, Row
+from splitnet.network.column_products import ColumnProducts
 from splitnet.network.execution import Execution
 from splitnet.network.response_norm import response_norm, spatial_response_norm
 
@@ -77,11 +78,20 @@ class Block(nn.Module):
 
     def compute_by_parts(self, x: Arriving) -> Tensor:
         """The same: a product for each tower's channels, in the order in which they are here, and their sum."""
-        columns = self.weight.chunk(self.row.towers, dim=1)
-        y = self.product(x.own, columns[x.tower], self.bias)
-        for tower, part in x.rest():
-            y.add_(self.product(part, columns[tower], None))  # no product needs its result for backward
+        part = self._convolutions() if self.row.layer.kernel else self._products()
+        y = part(x.own, x.tower, self.bias)
+        for tower, channels in x.rest():
+            y.add_(part(channels, tower, None))  # no product needs its result for backward
         return self.finish(self, y)
+
+    def _convolutions(self) -> Callable[[Tensor, int, Tensor | None], Tensor]:
+        columns = self.weight.chunk(self.row.towers, dim=1)
+        return lambda x, tower, bias: self.product(x, columns[tower], bias)
+
+    def _products(self) -> Callable[[Tensor, int, Tensor | None], Tensor]:
+        dtype = self.execution.activations or self.weight.dtype
+        products = ColumnProducts(self.weight.to(dtype), self.row.towers)
+        return lambda x, tower, bias: products(x.flatten(1).to(dtype), tower, None if bias is None else bias.to(dtype))
 
     def _finish(self, y: Tensor) -> Tensor:
         """What follows the product, up to dropout."""

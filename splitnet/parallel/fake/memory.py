@@ -103,7 +103,7 @@ def _span(data: torch.Tensor) -> tuple[int, int]:
     """The bytes of its storage from its first element to behind its last."""
     first = data.storage_offset()
     end = first + 1 + sum((size - 1) * stride for size, stride in zip(data.shape, data.stride(), strict=True))
-    return first * data.itemsize, end * data.itemsize
+    return int(first) * data.itemsize, int(end) * data.itemsize
 
 
 def reset_peak(index: int) -> None:
