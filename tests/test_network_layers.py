@@ -79,7 +79,7 @@ def test_conv1_of_2012_reads_three_zeros_at_the_right_and_the_bottom():
     block = Block(table, table.rows()[0], [0])
     torch.nn.init.normal_(block.weight), torch.nn.init.normal_(block.bias)
     x = torch.randn(1, 3, 224, 224)
-    out = block.product(x, block.weight, block.bias)
+    out = block.product(block.prepare(x), block.weight, block.bias)
     assert out.shape == (1, 96, 55, 55)
     assert torch.allclose(out[..., :54, :54], F.conv2d(x, block.weight, block.bias, stride=4), atol=1e-4)
     edge = F.conv2d(F.pad(x[..., 216:, 216:], (0, 3, 0, 3)), block.weight, block.bias)

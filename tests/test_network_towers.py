@@ -43,6 +43,13 @@ def test_fake_devices_equal_the_plain_cpu_bit_for_bit(name):
         assert all(torch.equal(other_gradients[p], gradients[p]) for p in gradients)
 
 
+def test_images_that_towers_share_are_padded_once():
+    net = build(small("alexnet"), devices=["cpu", "cpu"])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        net(torch.rand(2, 3, 96, 96))
+    assert [event.name for event in profile.events()].count("aten::constant_pad_nd") == 1
+
+
 def test_towers_without_crossings_equal_the_whole_network():
     table = small("alexnet", 2, "none")
     logits, gradients, _ = run(table, ["cpu", "cpu"])

@@ -75,6 +75,12 @@ def test_batches_need_a_size() -> None:
 # To pixels
 
 
+@pytest.mark.parametrize("side", [16, 32, 40])
+def test_pixels_lie_as_the_first_convolution_reads_them(side: int) -> None:
+    pixels = to_network(torch.zeros(2, 3, side, side, dtype=torch.uint8), 32)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_small_images_are_stretched_as_torchvision_does() -> None:
     images = next(batches(load("fashion-mnist-small").test, 8)).images
     resize = transforms.Compose([transforms.ToPILImage(), transforms.Resize(224), transforms.ToTensor()])

@@ -66,15 +66,22 @@ class Block(nn.Module):
         self.weight = nn.Parameter(torch.empty(out, *inner))
         self.bias = nn.Parameter(torch.empty(out))
 
-    def forward(self, x: Tensor | Arriving, moment: Moment) -> Tensor:
-        x = self.compute(self, x) if isinstance(x, Tensor) else self.compute_by_parts(x)
+    def forward(self, x: Tensor | Arriving, moment: Moment, prepared: bool = False) -> Tensor:
+        """`prepared`: x is what `prepare` made."""
+        x = self.compute(self, x, prepared) if isinstance(x, Tensor) else self.compute_by_parts(x)
         for op in self.ops_from_dropout:  # never compiled: what is dropped depends on the step
             x = self.drop(x, moment) if op == "dropout" else self.apply_op(op, x)
         return x
 
-    def _compute(self, x: Tensor) -> Tensor:
+    def prepare(self, x: Tensor) -> Tensor:
+        """Make of x what the product reads: cast, and padded where PyTorch's convolution cannot."""
+        x = x.to(self.execution.activations or self.weight.dtype)
+        before, behind = self.row.layer.padding
+        return x if before == behind else F.pad(x, (before, behind, before, behind))
+
+    def _compute(self, x: Tensor, prepared: bool) -> Tensor:
         """All but dropout, and what follows it."""
-        return self._finish(self.product(x, self.weight, self.bias))
+        return self._finish(self.product(x if prepared else self.prepare(x), self.weight, self.bias))
 
     def compute_by_parts(self, x: Arriving) -> Tensor:
         """The same: a product for each tower's channels, in the order in which they are here, and their sum."""
@@ -86,7 +93,7 @@ class Block(nn.Module):
 
     def _convolutions(self) -> Callable[[Tensor, int, Tensor | None], Tensor]:
         columns = self.weight.chunk(self.row.towers, dim=1)
-        return lambda x, tower, bias: self.product(x, columns[tower], bias)
+        return lambda x, tower, bias: self.product(self.prepare(x), columns[tower], bias)
 
     def _products(self) -> Callable[[Tensor, int, Tensor | None], Tensor]:
         dtype = self.execution.activations or self.weight.dtype
@@ -100,20 +107,13 @@ class Block(nn.Module):
         return y
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A convolution or matrix product in the execution's precision, of (B, C, S, S) or whatever flattens to it."""
-        dtype = self.execution.activations or weight.dtype
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        if self.row.layer.kernel:
-            return self.convolve(x.to(dtype), weight, bias)
-        return self.multiply(x.flatten(1).to(dtype), weight, bias)
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer = self.row.layer
-        before, behind = layer.padding
-        if before != behind:
-            x = F.pad(x, (before, behind, before, behind))
-            before = 0
-        return F.conv2d(x, weight, bias, layer.stride, before, groups=self.groups)
+        """A convolution or matrix product of prepared (B, C, S, S), or of whatever flattens to it, in its dtype."""
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        if not self.row.layer.kernel:
+            return self.multiply(x.flatten(1), weight, bias)
+        before, behind = self.row.layer.padding
+        padding = before if before == behind else 0
+        return F.conv2d(x, weight, bias, self.row.layer.stride, padding, groups=self.groups)
 
     def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(B, in) to (B, out); with groups, each tower's units read their own part of the input."""

@@ -99,7 +99,9 @@ class SplitNet(nn.Module):
         In a process without tower 0, to a zero, (), whose backward pass is the towers'. Logits have the weights' dtype.
         """
         xs = images if isinstance(images, list) else self.exchange.replicate(images)
-        *rows, last = self.rows
+        first, *rows, last = self.rows
+        with Span(spans.row(first.name)):
+            xs = self._read(first.name, xs)
         for row in rows:
             with Span(spans.row(row.name)):
                 arriving = self._all_gather(xs, row.name) if row.crosses else xs
@@ -109,6 +111,18 @@ class SplitNet(nn.Module):
             if isinstance(x, Tensor) and not self.home:
                 return x
             return self.hosted[0][last.name](x, self.moment).to(next(self.parameters()).dtype)
+
+    def _read(self, row: str, xs: list[Tensor]) -> list[Tensor]:
+        """The first row. Towers that share a device share its images: they are prepared once."""
+        ready: dict[int, Tensor] = {}
+        ys = []
+        for tower, x in zip(self.hosted, xs, strict=True):
+            block = tower[row]
+            assert isinstance(block, Block)
+            if id(x) not in ready:
+                ready[id(x)] = block.prepare(x)
+            ys.append(block(ready[id(x)], self.moment, prepared=True))
+        return ys
 
     def _all_gather(self, xs: list[Tensor], row: str) -> Sequence[Tensor | Arriving]:
         with Span(spans.exchange(row)):
