@@ -3,10 +3,10 @@
     python experiments/overhead.py [--preset fashion] [--batch-size 64] [--rounds 12] [--threads 2]
 
 Layouts of the same training step (Adam, float32, channels-last, freed memory kept as `run` does) in alternation in one
-run: two towers on one fake device and on the plain CPU, which compute the same; on two fake devices, which also copy
-what crosses and prepare the images twice; the whole network in one piece. Ratios are taken round by round: of time, and
-of the processor's, which counts no wait for a core that somebody else has. Expected: medians of at most 1.05, 1.05 with
-two devices too, and 1.02; run it on an idle machine.
+run, every other round in the opposite order: two towers on one fake device and on the plain CPU, which compute the
+same; on two fake devices, which also copy what crosses and prepare the images twice; the whole network in one piece.
+Ratios are taken round by round: of time, and of the processor's, which counts no wait for a core that somebody else
+has. Expected: medians of at most 1.05, 1.05 with two devices too, and 1.02; run it on an idle machine.
 """
 
 import time
@@ -62,7 +62,7 @@ def main() -> None:
 
     steps = [Layout(c.name, c.placement.devices, partial(counted, c)) for c in contenders]
     for number in range(options.rounds):
-        samples = alternate(steps, WARM_UP + number)
+        samples = alternate(steps if number % 2 else steps[::-1], WARM_UP + number)  # nobody always follows the same
         for contender in contenders:
             contender.samples.append(samples[contender.name])
     samples_of = {contender.name: contender.samples for contender in contenders}
