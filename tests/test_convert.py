@@ -330,6 +330,18 @@ def test_a_checkpoint_is_of_the_network_that_its_run_had(command, tmp_path, give
     assert difference(by_onnxruntime(path, images), expected) < LIMIT
 
 
+def test_what_a_source_says_of_itself_is_not_overridden(command, tmp_path):
+    """A preset of the same shapes is another function."""
+    run = saved(tmp_path, ALEXNET, {"preset": "alexnet", "towers": 2, "crosses": None})
+    file = tmp_path / "a.safetensors"
+    assert command(run, file, "--preset", "alexnet", "--towers", "2").code == 0
+    for source in (run, file):
+        words = (source, tmp_path / "out.safetensors")
+        says = f"as {re.escape(str(source))} says"
+        bad(command, tmp_path, f"--preset caffe: these are alexnet's, {says}", *words, "--preset", "caffe")
+        bad(command, tmp_path, rf"--towers 1: these are of 2 tower\(s\), {says}", *words, "--towers", "1")
+
+
 def test_the_shapes_may_say_what_network_it_is(full, tmp_path):
     table = preset("lenet", 1).adapted(channels=3, classes=4)
     save_file(draw(table, 0), tmp_path / "a.safetensors")
