@@ -259,11 +259,15 @@ def same(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def notes(conversion: Conversion) -> Iterator[str]:
-    """What was found, and what was done to the numbers beside moving them."""
+    """What was found, and what was done to the numbers beside moving them, and to names."""
     table, source = conversion.architecture, conversion.source
     what = LAYOUTS[source.layout].what if source.layout in LAYOUTS else "weights by splitnet's own names"
     several = f"{table.towers} tower{'s' * (table.towers > 1)}"
     yield f"{conversion.options.source}: {what}; {table.name}, {several}, {table.parameters:,} parameters"
+    own = source.settings.get("classes")
+    pairs = zip(own if isinstance(own, list) else (), conversion.classes or (), strict=False)
+    if other := next((f"class {i} was {a!r}, is now {b!r}" for i, (a, b) in enumerate(pairs) if str(a) != b), ""):
+        yield f"--classes replaces its own names of classes: {other}."
     if source.layout in ("caffe-npy", "caffemodel"):
         yield "conv1's input channels are reversed: Caffe reads BGR, splitnet RGB."
     if source.keeps and table.dropout_scales == "testing":

@@ -153,6 +153,18 @@ def test_classes_go_with_the_weights(command, tmp_path):
         assert json.loads(entry.value)["classes"] == listed
 
 
+def test_classes_that_replace_a_sources_own_are_said(command, tmp_path):
+    metadata = {weight_files.METADATA: json.dumps({"preset": "fashion", "towers": 1, "classes": list("abcdefghij")})}
+    save_file(draw(FASHION, 0), tmp_path / "a.safetensors", metadata)
+    for listed, line in (("abdcefghij", "class 2 was 'c', is now 'd'."), ("abcdefghij", "")):
+        (tmp_path / "classes.txt").write_text("\n".join(listed))
+        said = command(tmp_path / "a.safetensors", tmp_path / f"{listed}.onnx", "--classes", tmp_path / "classes.txt")
+        assert said.code == 0
+        assert [s for s in said.out.splitlines() if "own names of" in s] == [
+            f"--classes replaces its own names of classes: {line}"
+        ] * bool(line)
+
+
 def test_the_2012_codes_halving_is_said(command, tmp_path):
     said = command(written("cuda-convnet", tmp_path), tmp_path / "a.safetensors")
     assert "so do --dropout-scales testing, and --recipe 2012" in said.out
