@@ -327,6 +327,30 @@ def test_an_interrupted_experiment_goes_on_where_it_was(setting, told, tmp_path,
 
 
 @pytest.mark.slow
+def test_a_signal_that_ends_an_experiment_says_what_is_kept(tmp_path):
+    words = "--scale 1/16 --epochs 1 --images 256 --test-images 100 --threads 1 --data fashion-mnist-small --seeds 40"
+    command = [sys.executable, "experiments/dropout.py", *words.split(), "--out", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        while "seed 0, no dropout" not in process.stdout.readline():
+            assert process.poll() is None
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    kept = len(results_file.read(tmp_path / "dropout.json")["trials"])
+    assert (process.returncode, err) == (
+        143,
+        f"\nInterrupted: {kept} trials are in dropout.json; the same command goes on.\n",
+    )
+
+
+def test_devices_that_are_not_there_are_refused_before_anything_is_told(setting, told, tmp_path, capsys):
+    elsewhere = replace(setting, devices=("cuda:98", "cuda:99"))
+    with pytest.raises(UsageError, match="cuda:98"):
+        conduct.conduct(experiment(setting), Options(out=tmp_path), elsewhere)
+    assert (capsys.readouterr().out, told) == ("", [])
+
+
+@pytest.mark.slow
 def test_a_killed_command_loses_the_trial_under_way_alone(tmp_path):
     """A process of its own, killed as soon as its first trials are in the file, and begun again."""
     words = "--scale 1/16 --epochs 1 --images 256 --test-images 100 --threads 1 --data fashion-mnist-small --seeds"
@@ -417,7 +441,9 @@ def test_what_an_interrupt_of_a_fresh_experiment_says(tmp_path, capsys, trials, 
 def test_a_cut_file_says_a_way_out(tmp_path):
     path = tmp_path / "some.json"
     path.write_text('{"schema": 1, "exp')
-    with pytest.raises(UsageError, match=r"some\.json: no whole JSON; remove it, or begin anew with --fresh$"):
+    with pytest.raises(
+        UsageError, match=r"some\.json: no whole JSON; remove it, or begin its experiment anew with --fresh$"
+    ):
         read(path)
 
 
