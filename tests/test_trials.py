@@ -532,6 +532,30 @@ def test_charts_are_titled_what_they_are():
     assert results_charts.forests([record(values=[])]) == []
 
 
+def test_the_bounds_of_a_chart_have_their_numbers():
+    drawing = results_charts.forest("some", [record(bound=-1.0), record(bound=0.0)])
+    assert [words for words in words_of(drawing) if words in ("-1", "0")] == ["-1", "0"]
+
+
+def test_a_figure_says_what_it_is_of_and_the_bound_unless_that_is_none():
+    judged = {"what": "accuracy, a - b", "figure": "+1.18 points (99 % -0.11 to +2.48, n 4)", "ratio": False}
+    cut = {"figure": "at least 4.3 (99 % above 3.1, n 3); not reached by 2 of 6", "ratio": True}
+    assert [
+        results_page.figured(judged | more) for more in ({"bound": -1.0}, {"bound": 0.0}, cut | {"bound": 1.5})
+    ] == [
+        "accuracy, a - b: +1.18 points (99 % -0.11 to +2.48, n 4; bound -1)",
+        "accuracy, a - b: +1.18 points (99 % -0.11 to +2.48, n 4)",
+        "accuracy, a - b: at least 4.3 (99 % above 3.1, n 3; bound 1.5); not reached by 2 of 6",
+    ]
+
+
+def test_a_command_on_the_page_is_as_a_shell_reads_it(setting, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments/some.py", "--only", "two towers"])
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    words = "python experiments/some.py --only &#x27;two towers&#x27;"
+    assert words in (tmp_path / "some.html").read_text()
+
+
 def test_an_interval_without_an_end_is_drawn_to_the_edge():
     drawing = str(results_charts.forest("some", [record(low=0.5, high=None, ratio=True)]))
     [[x, wide]] = re.findall(r'<rect x="([\d.]+)"[^>]* width="([\d.]+)" height="4"[^>]*><title>', drawing)
@@ -600,13 +624,47 @@ def test_the_summary_has_a_line_for_each_claim_and_the_commands(setting, told, t
     summary.main([str(tmp_path), "--index"])
     said = capsys.readouterr().out.splitlines()
     [line] = [line for line in said if line.startswith(f"| [some]({tmp_path}/some.html)")]
-    assert "| a is better | +1 points | +20.05 points (99 %" in line
+    assert "| a is better | +1 points | test accuracy, a - b: +20.05 points (99 %" in line
     assert "| shown | All of it. |" in line
     assert any(line.startswith("| [some-full](") for line in said)
     assert said[-1].startswith(
         "- `python experiments/some.py --seeds 2`: widths x 1/16, 68 pixels, 140 training images"
     )
-    assert '<a href="some-full.html">' in (tmp_path / "index.html").read_text()
+    text = (tmp_path / "index.html").read_text()
+    assert '<a href="some-full.html">' in text
+    assert text.count('<td class="text">a is better</td>') == 2
+    assert '<td class="text">test accuracy, a - b: +20.05 points (99 %' in text
+
+
+def test_the_summary_has_every_command_that_made_trials(setting, told, tmp_path, monkeypatch, capsys):
+    for seeds in (2, 2, 3):
+        monkeypatch.setattr(sys, "argv", ["some.py", "--seeds", str(seeds)])
+        conduct.conduct(experiment(setting), Options(out=tmp_path), replace(setting, size=replace(TINY, seeds=seeds)))
+    capsys.readouterr()
+    summary.main([str(tmp_path)])
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first == "- `python experiments/some.py --seeds 2`,"
+    assert second.startswith("  `python experiments/some.py --seeds 3`: widths x 1/16")
+
+
+def test_a_summary_says_what_has_not_ended(setting, told, tmp_path, capsys):
+    def begun(name, seeds):
+        with ResultsFile.open(tmp_path / f"{name}.json", name) as file:
+            file.begin({}, {"a": {}})
+            for seed in range(seeds):
+                file.add("a", seed, outcome(0.5))
+
+    begun("dropout", 3)
+    line = r"no results of an experiment that has ended: dropout: 3 trials, not finished$"
+    with pytest.raises(UsageError, match=line):
+        summary.main([str(tmp_path)])
+    begun("other", 1)
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    capsys.readouterr()
+    summary.main([str(tmp_path)])
+    said = capsys.readouterr()
+    assert said.err == "dropout: 3 trials, not finished\nother: 1 trial, not finished\n"
+    assert "not finished" not in said.out
 
 
 def test_a_summary_of_nothing_is_refused(tmp_path):
