@@ -645,7 +645,7 @@ def test_what_came_in_between_is_not_overwritten(command, tmp_path, source, monk
         (["{source}", "{folder}/out"], r".*out: a name that ends in .safetensors or .onnx is expected"),
         (["{source}", "{folder}/no/out.onnx"], r".*/no: no such folder"),
         (["{folder}/nothing", "{folder}/out.onnx"], r".*/nothing: no such file"),
-        (["{folder}", "{folder}/out.onnx"], r".*/checkpoints: no checkpoint there"),
+        (["{folder}", "{folder}/out.onnx"], r".*: no run's folder: it holds neither checkpoints nor run.json"),
         (["{folder}/text", "{folder}/out.onnx"], r".*/text: no whole file of weights that is known by itself \(.*\)"),
         (["{source}", "{folder}/out.onnx", "--from", "caffe"], r"--from: invalid choice: 'caffe' .*"),
         (["{source}", "{folder}/out.onnx", "--from", "caffe-npy"], r".*--from caffe-npy: this is a PyTorch file"),
