@@ -14,6 +14,7 @@ from verdicts import Claim
 
 from splitnet import allocator
 from splitnet.measure.records import plain
+from splitnet.parallel.capabilities import check_execution
 
 Outcomes = Mapping[str, Mapping[int, Outcome]]
 """Variant -> seed -> outcome."""
@@ -77,6 +78,8 @@ def conduct(experiment: Experiment, options: Options, setting: Setting, seeds: I
 
 
 def begin(file: ResultsFile, experiment: Experiment, setting: Setting) -> None:
+    for variant in experiment.variants:  # devices that are not there are refused before anything is told
+        check_execution(variant.execution, setting.placed(variant.network).devices)
     variants = {variant.name: variant.described(setting.size) for variant in experiment.variants}
     file.begin(setting.described(), variants)
     print(f"{experiment.name}: {setting.size}; {setting.data.origin}", flush=True)

@@ -45,11 +45,11 @@ def forests(claims: Sequence[Content]) -> list[Drawing]:
 
 
 def forest(title: str, claims: Sequence[Content]) -> Drawing:
-    """Every seed a dot, the interval a line; the dashed line is the bound."""
+    """Every seed a dot, the interval a line; the dashed line is the bound, with its number."""
     intervals = any(c["low"] is not None for c in claims)
     title += ", and their 99 % intervals" * intervals
     labels = [wrap(f"{c['verdict']}: {c['claim']}", LETTERS) for c in claims]
-    tops = list(accumulate((30 + 16 * len(lines) for lines in labels), initial=36))
+    tops = list(accumulate((44 + 16 * len(lines) for lines in labels), initial=36))
     height = tops[-1] + 50
     drawing = Drawing(title, "; ".join(f"{c['claim']}: {c['figure']}" for c in claims), WIDTH, height)
     drawing.word(12, 22, title)
@@ -66,9 +66,9 @@ def forest(title: str, claims: Sequence[Content]) -> Drawing:
             drawing.word(12, top + 16 * (i + 1), line, look="soft")
         y = top + 16 * len(lines) + 8
         drawing.rule(20, y + 10, WIDTH - 20, y + 10)
-        drawing.line(
-            [(at(c["bound"]), y), (at(c["bound"]), y + 20)], INKS["other"], f"bound {c['bound']:g}", dashed=True
-        )
+        bound = f"{c['bound']:g}"
+        drawing.line([(at(c["bound"]), y), (at(c["bound"]), y + 20)], INKS["other"], f"bound {bound}", dashed=True)
+        drawing.word(at(c["bound"]), y + 33, bound, "middle", "soft")
         if c["low"] is not None:
             end = WIDTH - 20 if c["high"] is None else at(c["high"])  # of what is only known to be at least so great
             drawing.rect(at(c["low"]), y + 8, end - at(c["low"]), 4, colour, c["figure"])

@@ -17,6 +17,7 @@ from typing import IO, Any
 from trials import Epoch, Outcome
 
 from splitnet.errors import UsageError
+from splitnet.interrupts import Interrupts
 from splitnet.measure.records import environment, plain, write_whole
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,6 +38,8 @@ class ResultsFile:
     """Held by this command, so that no other writes."""
     _fresh: bool = False
     """Whether it forgets what was there."""
+    _interrupts: Interrupts = field(default_factory=Interrupts)
+    """By which SIGTERM, too, is an interrupt that says what is kept."""
 
     @classmethod
     def open(cls, path: Path, experiment: str, fresh: bool = False) -> "ResultsFile":
@@ -55,12 +58,14 @@ class ResultsFile:
         return cls(path, {"schema": SCHEMA} | content, _lock=lock, _fresh=fresh)
 
     def __enter__(self) -> "ResultsFile":
+        self._interrupts.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._interrupts.__exit__()
         if self._lock is not None:
             self._lock.close()
-        if kind is KeyboardInterrupt:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
             kept = f"{counted(self.trials)} in {self.path.name}" if self.trials else "no trial has ended"
             again = " without --fresh" if self._fresh and self.trials else ""
             print(f"\nInterrupted: {kept}; the same command{again} goes on.", file=sys.stderr)
@@ -165,7 +170,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise UsageError(f"{path}: no whole JSON; remove it, or begin anew with --fresh") from error
+        raise UsageError(f"{path}: no whole JSON; remove it, or begin its experiment anew with --fresh") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA or "experiment" not in content:
         raise UsageError(f"{path}: no results of an experiment, or of another version")
     return content

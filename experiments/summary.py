@@ -2,11 +2,14 @@
 
     python experiments/summary.py [FOLDER] [--index]
 
-Prints Markdown, as the README has it: what was claimed, the published figure, ours with its 99 % interval over seeds
-and n, the verdict, and what of the two can be compared; then how large each experiment was, and its command. With
-`--index` it also writes the folder's `index.html`, which leads to each experiment's page.
+Prints Markdown, as the README has it: what was claimed, the published figure, ours with what it is of, its 99 %
+interval over seeds, n and the bound, the verdict, and what of the two can be compared; then how large each experiment
+was, and the commands that made its trials. With `--index` it also writes the folder's `index.html`, which has the same
+table and leads to each experiment's page.
 """
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from results_file import RESULTS, put, read
-from results_page import index
+from results_page import figured, index
 
 from splitnet.errors import UsageError
 from splitnet.options import guarded, option, parse, positional
@@ -31,12 +34,22 @@ class Options:
 
 
 def found(folder: Path) -> list[dict[str, Any]]:
-    """The results that have come to an end, by name. UsageError if there is none."""
-    contents = [read(path) for path in sorted(folder.glob("*.json"))]
-    ended = [content for content in contents if content.get("claims")]
+    """The results that have come to an end, by name; of others a line on stderr. UsageError if none has."""
+    contents = {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+    ended = [content for content in contents.values() if content.get("claims")]
+    counts = {name: len(c.get("trials", ())) for name, c in contents.items() if not c.get("claims")}
+    lines = [f"{name}: {n} trial{'s' * (n != 1)}, not finished" for name, n in counts.items()]
     if not ended:
-        raise UsageError(f"{folder}: no results of an experiment")
+        raise UsageError(f"{folder}: no results of an experiment{' that has ended: ' * bool(lines)}{'; '.join(lines)}")
+    for line in lines:
+        print(line, file=sys.stderr)
     return ended
+
+
+def commands(content: Mapping[str, Any]) -> list[str]:
+    """Each command that made some of the trials, once; the last one where there are no trials."""
+    made = dict.fromkeys(trial["session"] for trial in content.get("trials", ()))
+    return list(dict.fromkeys(shlex.join(content["sessions"][i]["command"]) for i in made)) or [content["command"]]
 
 
 def shown(folder: Path) -> str:
@@ -53,7 +66,7 @@ def rows(contents: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str,
         link, before = f"[{name}]({shown(folder)}/{name}.html)", ""
         for c in content["claims"]:
             comparable = "" if c["comparable"] == before else c["comparable"]
-            lines.append((link, c["claim"], c["published"] or "-", c["figure"], c["verdict"], comparable))
+            lines.append((link, c["claim"], c["published"] or "-", figured(c), c["verdict"], comparable))
             link, before = "", c["comparable"]
     return lines
 
@@ -61,7 +74,10 @@ def rows(contents: Sequence[Mapping[str, Any]], folder: Path) -> list[tuple[str,
 def markdown(contents: Sequence[Mapping[str, Any]], folder: Path) -> str:
     lines = [HEADINGS, ("---",) * len(HEADINGS), *rows(contents, folder)]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    sizes = [f"- `{content['command']}`: {content['size']}. {content['says']}".rstrip() for content in contents]
+    sizes = []
+    for content in contents:
+        made = ",\n  ".join(f"`{command}`" for command in commands(content))
+        sizes.append(f"- {made}: {content['size']}. {content['says']}".rstrip())
     return "\n".join([*table, "", *sizes])
 
 

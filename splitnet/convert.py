@@ -52,7 +52,7 @@ class ConvertOptions:
     source: Path = positional("weights: a file, or a run's folder, whose last checkpoint is taken")
     out: Path = positional("the file to write, which must not be there: .safetensors or .onnx")
     from_: str | None = option(None, "what SOURCE is, where it does not say", weight_files.KINDS)
-    preset: str | None = option(None, "the network, where the weights fit several", presets())
+    preset: str | None = option(None, "the network, where SOURCE does not say and several have its shapes", presets())
     towers: int | None = option(None, "towers that share it, likewise")
     crosses: str | None = option(None, "rows that read every tower: names joined by commas, all, or none")
     classes: Path | None = option(None, "names of the classes, to go with the weights: a text file, a line each")
@@ -172,7 +172,11 @@ def network_of(source: Source, options: ConvertOptions) -> Architecture:
 
 
 def _own(source: Source, options: ConvertOptions) -> Architecture:
-    """Of weights by our names: as said, as the file says, or the only table whose shapes they have."""
+    """Of weights by our names: as the file says, as said where it does not, or the only table of their shapes."""
+    for name, of in {"preset": "{}'s", "towers": "of {} tower(s)"}.items():  # other crossings have other shapes
+        asked, theirs = getattr(options, name), _setting(source, name)
+        if None not in (asked, theirs) and asked != theirs:
+            raise UsageError(f"--{name} {asked}: these are {of.format(theirs)}, as {options.source} says")
     said = {name: getattr(options, name) or _setting(source, name) for name in ("preset", "towers", "crosses")}
     names = presets() if said["preset"] is None else (said["preset"],)
     counts = range(1, MOST_TOWERS + 1) if said["towers"] is None else (said["towers"],)
@@ -255,11 +259,15 @@ def same(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def notes(conversion: Conversion) -> Iterator[str]:
-    """What was found, and what was done to the numbers beside moving them."""
+    """What was found, and what was done to the numbers beside moving them, and to names."""
     table, source = conversion.architecture, conversion.source
     what = LAYOUTS[source.layout].what if source.layout in LAYOUTS else "weights by splitnet's own names"
     several = f"{table.towers} tower{'s' * (table.towers > 1)}"
     yield f"{conversion.options.source}: {what}; {table.name}, {several}, {table.parameters:,} parameters"
+    own = source.settings.get("classes")
+    pairs = zip(own if isinstance(own, list) else (), conversion.classes or (), strict=False)
+    if other := next((f"class {i} was {a!r}, is now {b!r}" for i, (a, b) in enumerate(pairs) if str(a) != b), ""):
+        yield f"--classes replaces its own names of classes: {other}."
     if source.layout in ("caffe-npy", "caffemodel"):
         yield "conv1's input channels are reversed: Caffe reads BGR, splitnet RGB."
     if source.keeps and table.dropout_scales == "testing":

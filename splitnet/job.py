@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from splitnet import fitting, recipes
+from splitnet import fitting, recipes, weight_files
 from splitnet.allocator import keep_freed_memory
 from splitnet.errors import UsageError
 from splitnet.network import weights
@@ -123,6 +123,8 @@ class Job:
     """Where to go on."""
     allocator: str = ""
     """What the CPU's memory is freed to."""
+    other_names: str = ""
+    """What is to be said of classes that the weights call otherwise."""
 
     @property
     def limit(self) -> int | None:
@@ -188,6 +190,7 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
             if dataset.name != "imagefolder":
                 raise UsageError(f"--class-names {options.class_names}: is for an imagefolder, not {dataset.name}")
             dataset = replace(dataset, classes=class_names.read(options.class_names, dataset.classes))
+        other_names = "" if options.weights is None else _compared(options.weights, dataset)
     except OSError as error:  # a path that cannot even be looked at
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     for split in (dataset.train, dataset.test):
@@ -199,9 +202,17 @@ def prepare(options: RunOptions, party: Party, checkpoint: Checkpoint | None = N
         placement = place(architecture, ranks=party.ranks)
     check_link(options, placement)
     fitting.check(placement.devices, options.memory_limit, options.memory_snapshot)
-    job = Job(options, dataset, architecture, placement, state, view, checkpoint, allocator)
+    job = Job(options, dataset, architecture, placement, state, view, checkpoint, allocator, other_names)
     check_execution(job.execution, placement.devices, placement.ranks)
     return job
+
+
+def _compared(path: Path, dataset: Dataset) -> str:
+    """What is to be said of the weights' names of classes. UsageError if they stand in another order."""
+    try:
+        return class_names.compared(dataset.classes, weight_files.classes_of(path))
+    except UsageError as error:
+        raise UsageError(f"--weights {path}: {error}") from error
 
 
 def _view(options: RunOptions, dataset: Dataset, architecture: Architecture) -> View:

@@ -144,7 +144,8 @@ def out_of_memory(error: BaseException) -> int:
 def guarded(main: Callable[[], int | None]) -> NoReturn:
     """Run a main and exit: bad usage is one line and 2, an interrupt at whatever moment 130, neither a traceback.
 
-    A command whose output nobody reads any more ends quietly, with 1 where it would have with 0.
+    An interrupt that has a status of its own, as SIGTERM's 143, ends with that. A command whose output nobody reads any
+    more ends quietly, with 1 where it would have with 0.
     """
     code: Any = 1
     try:
@@ -154,8 +155,8 @@ def guarded(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed again at the exit
         code = code or 1
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as interrupt:
+        code = getattr(interrupt, "status", 130)
     sys.exit(code)
 
 

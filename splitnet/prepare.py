@@ -203,7 +203,8 @@ def tell(job: Task, pixels: Pixels, console: Console) -> None:
     assert pixels.components is not None
     whose = "as given" if job.components is not None else "of these images"
     lines.append(f"Principal components of colours, {whose} (standard deviation, and direction):")
-    for deviation, vector in zip(pixels.components.deviations, pixels.components.vectors, strict=True):
+    found = zip(pixels.components.deviations, pixels.components.vectors, strict=True)
+    for deviation, vector in sorted(found, reverse=True):  # the file has them in their own order
         lines.append(f"  {deviation:8.4f}  {_row(vector, 5)}")
     lines.append(f"Wrote {job.path}")
     for line in lines:

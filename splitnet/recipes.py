@@ -172,7 +172,7 @@ def defaults(recipe: str | None, said: Collection[str], optimizer: str | None = 
 
 def told(options: RecipeOptions, noisy: bool) -> str:
     """A recipe in a line, as it is after what overrides it. `noisy`: whether the images have colours to change."""
-    said = [*_told_of_rates(options), f"initial weights {options.init}"]
+    said = [*_told_of_rates(options), *_told_of_weights(options)]
     if options.dropout_scales == "testing":
         said.append("dropout made up for in tests")
     if options.pixels == "minus-mean":
@@ -191,6 +191,15 @@ def told(options: RecipeOptions, noisy: bool) -> str:
     return f"Recipe {options.recipe}: {', '.join(said)}."
 
 
+def _told_of_weights(options: RecipeOptions) -> Iterator[str]:
+    """A run that goes on says by itself whose it has."""
+    given = getattr(options, "weights", None)
+    if given is not None:
+        yield f"weights from {given}"
+    elif getattr(options, "resume", None) is None:
+        yield f"initial weights {options.init}"
+
+
 def _told_of_rates(options: RecipeOptions) -> Iterator[str]:
     update, schedule = options.update, options.schedule
     biases = "" if update.bias_lr is None else f" ({update.bias_lr:g} for biases)"
@@ -204,9 +213,10 @@ def _told_of_rates(options: RecipeOptions) -> Iterator[str]:
         elif drops:
             yield f"a tenth of it{whose} after {' and '.join(map(str, drops))} epochs"
     if schedule.first_drop is not None and schedule.first_drop < (schedule.first_freeze or schedule.first_drop + 1):
-        yield f"for the first weights also after {schedule.first_drop}"
+        again = " once more" * bool(schedule.drops)
+        yield f"a tenth of it for the first weights{again} after {schedule.first_drop} epochs"
     if schedule.first_freeze is not None:
-        yield f"the first weights frozen after {schedule.first_freeze}"
+        yield f"the first weights frozen after {schedule.first_freeze} epochs"
 
 
 def _epochs(text: str | None, name: str) -> tuple[int, ...] | None:

@@ -75,13 +75,13 @@ class Report:
         before = self._saved_on()
         self._write()
         self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
-        self.console.print(job.dataset.origin, highlight=False, soft_wrap=True)
-        if 0 < job.view.measured < len(job.dataset.train):
-            few = f"The mean image, and colours, are of {job.view.measured:,} of them."
-            self.console.print(few, highlight=False, soft_wrap=True)
+        few = 0 < job.view.measured < len(job.dataset.train)
+        of_few = f"The mean image, and colours, are of {job.view.measured:,} of them." * few
+        for line in filter(None, (job.dataset.origin, of_few, job.other_names)):
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
         if job.options.recipe is not None:
             recipe = recipes.told(job.options, has_noise(job.options, job.dataset))
-            self.console.print(recipe, highlight=False, soft_wrap=True)
+            self.console.print(recipe, highlight=False, soft_wrap=True, markup=False)
         if job.checkpoint is not None:
             at = f"step {job.checkpoint.step:,}, epoch {job.checkpoint.epoch:,}"
             self.console.print(f"Resumes {job.options.resume} at {at}{before}.", highlight=False, soft_wrap=True)

@@ -76,6 +76,18 @@ def _checkpoint(path: Path) -> checkpoint_files.Checkpoint | None:
     return Checkpoints(path).last() if path.is_dir() else None
 
 
+def classes_of(path: Path) -> tuple[str, ...]:
+    """What a safetensors file, or the run of which it is a checkpoint's, calls its classes; () where nothing says."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        told = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    found = told.get("classes") if isinstance(told, dict) else None
+    if not found and path.name == checkpoint_files.WEIGHTS and _STEP.fullmatch(path.absolute().parent.name):
+        found = _classes(path).get("classes")
+    return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
 def _classes(path: Path) -> dict[str, Any]:
     """What the run of a checkpoint calls its classes, where that can be read."""
     for folder in (path, *path.absolute().parents[:3]):

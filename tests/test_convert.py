@@ -153,6 +153,18 @@ def test_classes_go_with_the_weights(command, tmp_path):
         assert json.loads(entry.value)["classes"] == listed
 
 
+def test_classes_that_replace_a_sources_own_are_said(command, tmp_path):
+    metadata = {weight_files.METADATA: json.dumps({"preset": "fashion", "towers": 1, "classes": list("abcdefghij")})}
+    save_file(draw(FASHION, 0), tmp_path / "a.safetensors", metadata)
+    for listed, line in (("abdcefghij", "class 2 was 'c', is now 'd'."), ("abcdefghij", "")):
+        (tmp_path / "classes.txt").write_text("\n".join(listed))
+        said = command(tmp_path / "a.safetensors", tmp_path / f"{listed}.onnx", "--classes", tmp_path / "classes.txt")
+        assert said.code == 0
+        assert [s for s in said.out.splitlines() if "own names of" in s] == [
+            f"--classes replaces its own names of classes: {line}"
+        ] * bool(line)
+
+
 def test_the_2012_codes_halving_is_said(command, tmp_path):
     said = command(written("cuda-convnet", tmp_path), tmp_path / "a.safetensors")
     assert "so do --dropout-scales testing, and --recipe 2012" in said.out
@@ -328,6 +340,18 @@ def test_a_checkpoint_is_of_the_network_that_its_run_had(command, tmp_path, give
         path = tmp_path / "again.onnx"
         assert command(tmp_path / "out.safetensors", path).code == 0
     assert difference(by_onnxruntime(path, images), expected) < LIMIT
+
+
+def test_what_a_source_says_of_itself_is_not_overridden(command, tmp_path):
+    """A preset of the same shapes is another function."""
+    run = saved(tmp_path, ALEXNET, {"preset": "alexnet", "towers": 2, "crosses": None})
+    file = tmp_path / "a.safetensors"
+    assert command(run, file, "--preset", "alexnet", "--towers", "2").code == 0
+    for source in (run, file):
+        words = (source, tmp_path / "out.safetensors")
+        says = f"as {re.escape(str(source))} says"
+        bad(command, tmp_path, f"--preset caffe: these are alexnet's, {says}", *words, "--preset", "caffe")
+        bad(command, tmp_path, rf"--towers 1: these are of 2 tower\(s\), {says}", *words, "--towers", "1")
 
 
 def test_the_shapes_may_say_what_network_it_is(full, tmp_path):
@@ -621,7 +645,7 @@ def test_what_came_in_between_is_not_overwritten(command, tmp_path, source, monk
         (["{source}", "{folder}/out"], r".*out: a name that ends in .safetensors or .onnx is expected"),
         (["{source}", "{folder}/no/out.onnx"], r".*/no: no such folder"),
         (["{folder}/nothing", "{folder}/out.onnx"], r".*/nothing: no such file"),
-        (["{folder}", "{folder}/out.onnx"], r".*/checkpoints: no checkpoint there"),
+        (["{folder}", "{folder}/out.onnx"], r".*: no run's folder: it holds neither checkpoints nor run.json"),
         (["{folder}/text", "{folder}/out.onnx"], r".*/text: no whole file of weights that is known by itself \(.*\)"),
         (["{source}", "{folder}/out.onnx", "--from", "caffe"], r"--from: invalid choice: 'caffe' .*"),
         (["{source}", "{folder}/out.onnx", "--from", "caffe-npy"], r".*--from caffe-npy: this is a PyTorch file"),

@@ -12,7 +12,7 @@ from browser import Browser
 from splitnet.measure import charts, elements, loss_charts, page_tables, step_chart
 from splitnet.measure.markdown import markdown
 from splitnet.measure.page import page
-from splitnet.measure.pictures import thinned
+from splitnet.measure.pictures import loss, thinned
 from splitnet.measure.summary import summarise
 from splitnet.measure.timeline import Timeline
 
@@ -230,6 +230,49 @@ def test_the_runs_own_loss_and_tests_are_drawn(summary):
     assert (steps["x"], steps["y"]) == ([1, 2, 3], [2.5, 2.25, 2.0])
     assert (tests["x"], tests["y"]) == ([3], [1.9])
     assert loss_charts.accuracy(summary).data[1]["y"] == [37.5]
+
+
+def test_few_steps_have_whole_ticks_and_whole_markers(summary):
+    for chart in (loss_charts.losses(summary), loss_charts.training(summary), loss_charts.accuracy(summary)):
+        assert chart.layout["xaxis"]["dtick"] == 1
+        assert all(line["cliponaxis"] is False for line in chart.data)
+    assert loss_charts.training(summary).layout["xaxis"]["rangemode"] == "nonnegative"  # of a test at step 0 alone
+    summary.tests[0]["step"] = 9
+    assert "dtick" not in loss_charts.training(summary).layout["xaxis"]
+
+
+def test_steps_of_the_picture_have_whole_ticks(summary):
+    summary.steps, summary.tests = summary.steps[:2], []
+    said = re.findall(r'<text[^>]*text-anchor="middle"[^>]*>([^<]*)</text>', str(loss(summary)))
+    assert said == ["0", "1", "2"]
+
+
+def record_of(step, **more):
+    return {"kind": "test", "step": step, "epoch": 1, "loss": 1.5, "accuracy": 0.5, "images": 9, "seconds": 1.0} | more
+
+
+def test_views_of_tests_are_told_where_they_differ(summary):
+    summary.tests = [record_of(3), record_of(6, views=1)]
+    assert page_tables.tests(summary).headings[-1] == "images"
+    summary.tests = [record_of(3, views=10), record_of(6)]
+    table = page_tables.tests(summary)
+    assert (table.headings[-2:], [row[-2:] for row in table.rows]) == (["images", "views"], [["9", "10"], ["9", "1"]])
+    assert re.search(r"images \| views \|\n", markdown(summary))
+
+
+def test_rates_that_change_have_a_table(summary):
+    rates = [{"first weight": first, "weights": 0.01, "biases": 0.02} for first in (0.01, 0.01, 0.001)]
+    summary.tests = [record_of(3 * n, rates=found) for n, found in enumerate(rates, 1)]
+    table = page_tables.rates(summary)
+    assert table.headings == ["until step", "rate of the first weights", "rate of other weights", "rate of biases"]
+    assert table.rows == [["6", "0.01", "0.01", "0.02"], ["9", "0.001", "0.01", "0.02"]]
+    assert "rate of other weights" in Parsed(page(summary)).words
+    assert "rate of other weights" in markdown(summary)
+    summary.tests = summary.tests[:2]
+    assert page_tables.rates(summary).rows == []
+    assert "rate of" not in markdown(summary)
+    summary.tests = [record_of(3, rates={"weights": 0.1}), record_of(6, rates={"weights": 0.01})]
+    assert page_tables.rates(summary).headings == ["until step", "rate"]
 
 
 def test_long_runs_are_thinned_to_means():

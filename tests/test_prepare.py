@@ -544,6 +544,18 @@ def test_components_of_a_file(images, tmp_path):
     assert (found.deviations, found.vectors[1]) == ((1.0, 2.0, 3.0), (0.0, 0.6, 0.8))
 
 
+def test_components_are_printed_the_largest_first(images, tmp_path):
+    path = tmp_path / "colours.json"
+    path.write_text(json.dumps({"deviations": [1, 3, 2], "vectors": UNIT_VECTORS}))
+    out = run(images, "--size", SIZE, "--components", path)[1].partition("Principal components")[2]
+    assert [line.split() for line in out.splitlines()[1:4]] == [
+        ["3.0000", "0.00000", "1.00000", "0.00000"],
+        ["2.0000", "0.00000", "0.00000", "1.00000"],
+        ["1.0000", "1.00000", "0.00000", "0.00000"],
+    ]
+    assert read_pixels(images / FILE, 3, SIDE).components.deviations == (1.0, 3.0, 2.0)
+
+
 UNIT_VECTORS = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 

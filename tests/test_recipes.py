@@ -105,10 +105,24 @@ def test_the_line_of_a_recipe_tells_what_was_overridden():
 
 
 def test_the_line_of_a_recipe_leaves_out_a_drop_that_comes_after_the_freeze():
-    assert "also after 67" in told(options("--recipe", "2012"), noisy=True)
+    assert "for the first weights once more after 67 epochs, " in told(options("--recipe", "2012"), noisy=True)
     said = told(options("--recipe", "2012", "--conv1-freeze", "30"), noisy=True)
     assert "frozen after 30" in said
     assert "67" not in said.replace("until epoch 67", "")
+
+
+def test_the_line_of_a_recipe_is_whole_without_other_drops():
+    said = told(options("--recipe", "2012", "--drops", "none"), noisy=True)
+    assert (
+        "rate 0.01 (0.02 for biases), decay 0.0005 (not of biases), a tenth of it for the first weights after" in said
+    )
+    assert "once more" not in said
+
+
+def test_the_line_of_a_recipe_names_the_weights_that_are_given():
+    said = told(options("--recipe", "2012", "--weights", "some/w.safetensors"), noisy=True)
+    assert ", weights from some/w.safetensors, " in said
+    assert "initial weights" not in said
 
 
 def test_steps_take_the_place_of_a_recipes_epochs():

@@ -316,7 +316,7 @@ def test_another_set_of_the_same_shapes_is_told(tmp_path):
     [
         ("nothing", "no such folder"),
         ("file", "not a folder"),
-        ("empty", "no checkpoint there"),
+        ("empty", "no run's folder: it holds neither checkpoints nor run.json"),
         ("unsaved", "no checkpoint there"),
         ("no run", "it holds no run.json"),
         ("no steps", "steps.jsonl: cannot be read"),

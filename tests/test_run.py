@@ -27,6 +27,8 @@ from splitnet.errors import UsageError
 from splitnet.measure import page_tables, timeline
 from splitnet.measure.records import read_steps
 from splitnet.measure.summary import summarise
+from splitnet.network.presets import preset
+from splitnet.network.weights import draw
 from splitnet.parallel import fake
 from splitnet.parallel.placement import build
 from splitnet.training import fashion
@@ -434,6 +436,35 @@ def test_a_folder_of_broken_images_alone_is_one_line(go, pictures, split):
         rf"splitnet: error: --data-dir \S+: none of the 8 images in \S+/{split} can be read.*\n", ran.err
     )
     assert ran.folder is None
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("ab", ""),
+        ("ax", "class 1 is 'b' here, 'x' there; they are taken for the same classes"),
+        ("ba", "class 0 is 'a' here, 'b' there: the same names in another order"),
+    ],
+)
+def test_weights_of_classes_of_other_names(go, pictures, tmp_path, names, said):
+    """In another order they are refused: each answer would be taken for another class."""
+    table = preset("lenet", 1).adapted(channels=3, classes=2)
+    save_file(draw(table, 0), tmp_path / "w.safetensors", {"splitnet": json.dumps({"classes": list(names)})})
+    ran = go(*from_folder(pictures), "--weights", str(tmp_path / "w.safetensors"), "--steps", "0")
+    assert (ran.code, ran.folder is None) == ((2, True) if names == "ba" else (0, False))
+    told = ran.err if names == "ba" else ran.out
+    assert said in told
+    assert len([line for line in told.splitlines() if "here, " in line]) == bool(said)
+
+
+def test_weights_of_a_checkpoint_have_its_runs_names_of_classes(go, pictures):
+    first = go(*from_folder(pictures), "--steps", "1", "--save-every", "1", "--no-compare", "--no-profile")
+    path = first.folder / "checkpoints" / "step-0000000001" / "weights.safetensors"
+    words = [*from_folder(pictures), "--weights", str(path), "--steps", "0"]
+    assert "Names of classes" not in go(*words).out
+    record = first.json("run") | {"classes": ["b", "a"]}
+    (first.folder / "run.json").write_text(json.dumps(record))
+    assert "class 0 is 'a' here, 'b' there" in go(*words).err
 
 
 # Bad input

@@ -369,9 +369,14 @@ def test_leftovers_of_kills_are_cleared_and_nothing_else(tmp_path):
 def test_no_checkpoints(tmp_path):
     assert Checkpoints(tmp_path / "gone").steps() == []
     assert refusal(Checkpoints(tmp_path / "gone").last) == f"{tmp_path}/gone: no such folder"
-    assert refusal(Checkpoints(tmp_path).last) == f"{tmp_path}/checkpoints: no checkpoint there"
+    line = f"{tmp_path}: no run's folder: it holds neither checkpoints nor run.json"
+    assert refusal(Checkpoints(tmp_path).last) == line
+    line = f"{tmp_path}/checkpoints: no checkpoint there (a run's --save-every keeps them)"
+    (tmp_path / "run.json").touch()
+    assert refusal(Checkpoints(tmp_path).last) == line
+    (tmp_path / "run.json").unlink()
     (tmp_path / "checkpoints").mkdir()
-    assert refusal(Checkpoints(tmp_path).last) == f"{tmp_path}/checkpoints: no checkpoint there"
+    assert refusal(Checkpoints(tmp_path).last) == line
     (tmp_path / "file").touch()
     assert refusal(Checkpoints(tmp_path / "file").last) == f"{tmp_path}/file: not a folder"
     (tmp_path / "checkpoints").rmdir()

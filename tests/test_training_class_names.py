@@ -1,9 +1,11 @@
 """Names of classes: by the folder that begins a line, or in order."""
 
+import re
+
 import pytest
 
 from splitnet.errors import UsageError
-from splitnet.training.class_names import read
+from splitnet.training.class_names import compared, read
 
 FOLDERS = ("n01440764", "n01443537", "n01484850")
 
@@ -56,3 +58,12 @@ def test_a_list_that_does_not_match_is_one_line(tmp_path, text, line):
 def test_no_such_list(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         read(tmp_path / "none.txt", FOLDERS)
+
+
+def test_weights_names_are_compared_with_the_images():
+    assert compared(("a", "b"), ()) == ""
+    assert compared(("a", "b"), ("a", "b")) == ""
+    line = "Names of classes are not the weights': class 1 is 'n02' here, 'tench' there; they are taken for .*"
+    assert re.fullmatch(line, compared(("a", "n02", "b"), ("a", "tench", "cat")))
+    with pytest.raises(UsageError, match=r"^class 1 is 'b' here, 'c' there: the same names in another order; rename"):
+        compared(("a", "b", "c"), ("a", "c", "b"))

@@ -327,6 +327,30 @@ def test_an_interrupted_experiment_goes_on_where_it_was(setting, told, tmp_path,
 
 
 @pytest.mark.slow
+def test_a_signal_that_ends_an_experiment_says_what_is_kept(tmp_path):
+    words = "--scale 1/16 --epochs 1 --images 256 --test-images 100 --threads 1 --data fashion-mnist-small --seeds 40"
+    command = [sys.executable, "experiments/dropout.py", *words.split(), "--out", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        while "seed 0, no dropout" not in process.stdout.readline():
+            assert process.poll() is None
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    kept = len(results_file.read(tmp_path / "dropout.json")["trials"])
+    assert (process.returncode, err) == (
+        143,
+        f"\nInterrupted: {kept} trials are in dropout.json; the same command goes on.\n",
+    )
+
+
+def test_devices_that_are_not_there_are_refused_before_anything_is_told(setting, told, tmp_path, capsys):
+    elsewhere = replace(setting, devices=("cuda:98", "cuda:99"))
+    with pytest.raises(UsageError, match="cuda:98"):
+        conduct.conduct(experiment(setting), Options(out=tmp_path), elsewhere)
+    assert (capsys.readouterr().out, told) == ("", [])
+
+
+@pytest.mark.slow
 def test_a_killed_command_loses_the_trial_under_way_alone(tmp_path):
     """A process of its own, killed as soon as its first trials are in the file, and begun again."""
     words = "--scale 1/16 --epochs 1 --images 256 --test-images 100 --threads 1 --data fashion-mnist-small --seeds"
@@ -417,7 +441,9 @@ def test_what_an_interrupt_of_a_fresh_experiment_says(tmp_path, capsys, trials, 
 def test_a_cut_file_says_a_way_out(tmp_path):
     path = tmp_path / "some.json"
     path.write_text('{"schema": 1, "exp')
-    with pytest.raises(UsageError, match=r"some\.json: no whole JSON; remove it, or begin anew with --fresh$"):
+    with pytest.raises(
+        UsageError, match=r"some\.json: no whole JSON; remove it, or begin its experiment anew with --fresh$"
+    ):
         read(path)
 
 
@@ -506,6 +532,30 @@ def test_charts_are_titled_what_they_are():
     assert results_charts.forests([record(values=[])]) == []
 
 
+def test_the_bounds_of_a_chart_have_their_numbers():
+    drawing = results_charts.forest("some", [record(bound=-1.0), record(bound=0.0)])
+    assert [words for words in words_of(drawing) if words in ("-1", "0")] == ["-1", "0"]
+
+
+def test_a_figure_says_what_it_is_of_and_the_bound_unless_that_is_none():
+    judged = {"what": "accuracy, a - b", "figure": "+1.18 points (99 % -0.11 to +2.48, n 4)", "ratio": False}
+    cut = {"figure": "at least 4.3 (99 % above 3.1, n 3); not reached by 2 of 6", "ratio": True}
+    assert [
+        results_page.figured(judged | more) for more in ({"bound": -1.0}, {"bound": 0.0}, cut | {"bound": 1.5})
+    ] == [
+        "accuracy, a - b: +1.18 points (99 % -0.11 to +2.48, n 4; bound -1)",
+        "accuracy, a - b: +1.18 points (99 % -0.11 to +2.48, n 4)",
+        "accuracy, a - b: at least 4.3 (99 % above 3.1, n 3; bound 1.5); not reached by 2 of 6",
+    ]
+
+
+def test_a_command_on_the_page_is_as_a_shell_reads_it(setting, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments/some.py", "--only", "two towers"])
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    words = "python experiments/some.py --only &#x27;two towers&#x27;"
+    assert words in (tmp_path / "some.html").read_text()
+
+
 def test_an_interval_without_an_end_is_drawn_to_the_edge():
     drawing = str(results_charts.forest("some", [record(low=0.5, high=None, ratio=True)]))
     [[x, wide]] = re.findall(r'<rect x="([\d.]+)"[^>]* width="([\d.]+)" height="4"[^>]*><title>', drawing)
@@ -574,13 +624,47 @@ def test_the_summary_has_a_line_for_each_claim_and_the_commands(setting, told, t
     summary.main([str(tmp_path), "--index"])
     said = capsys.readouterr().out.splitlines()
     [line] = [line for line in said if line.startswith(f"| [some]({tmp_path}/some.html)")]
-    assert "| a is better | +1 points | +20.05 points (99 %" in line
+    assert "| a is better | +1 points | test accuracy, a - b: +20.05 points (99 %" in line
     assert "| shown | All of it. |" in line
     assert any(line.startswith("| [some-full](") for line in said)
     assert said[-1].startswith(
         "- `python experiments/some.py --seeds 2`: widths x 1/16, 68 pixels, 140 training images"
     )
-    assert '<a href="some-full.html">' in (tmp_path / "index.html").read_text()
+    text = (tmp_path / "index.html").read_text()
+    assert '<a href="some-full.html">' in text
+    assert text.count('<td class="text">a is better</td>') == 2
+    assert '<td class="text">test accuracy, a - b: +20.05 points (99 %' in text
+
+
+def test_the_summary_has_every_command_that_made_trials(setting, told, tmp_path, monkeypatch, capsys):
+    for seeds in (2, 2, 3):
+        monkeypatch.setattr(sys, "argv", ["some.py", "--seeds", str(seeds)])
+        conduct.conduct(experiment(setting), Options(out=tmp_path), replace(setting, size=replace(TINY, seeds=seeds)))
+    capsys.readouterr()
+    summary.main([str(tmp_path)])
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first == "- `python experiments/some.py --seeds 2`,"
+    assert second.startswith("  `python experiments/some.py --seeds 3`: widths x 1/16")
+
+
+def test_a_summary_says_what_has_not_ended(setting, told, tmp_path, capsys):
+    def begun(name, seeds):
+        with ResultsFile.open(tmp_path / f"{name}.json", name) as file:
+            file.begin({}, {"a": {}})
+            for seed in range(seeds):
+                file.add("a", seed, outcome(0.5))
+
+    begun("dropout", 3)
+    line = r"no results of an experiment that has ended: dropout: 3 trials, not finished$"
+    with pytest.raises(UsageError, match=line):
+        summary.main([str(tmp_path)])
+    begun("other", 1)
+    conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
+    capsys.readouterr()
+    summary.main([str(tmp_path)])
+    said = capsys.readouterr()
+    assert said.err == "dropout: 3 trials, not finished\nother: 1 trial, not finished\n"
+    assert "not finished" not in said.out
 
 
 def test_a_summary_of_nothing_is_refused(tmp_path):

@@ -455,7 +455,7 @@ def test_what_is_not_there_or_no_file_is_said(path):
     assert refused(path) == "not a file"
     path.unlink()
     path.mkdir()
-    with pytest.raises(UsageError, match="no checkpoint there"):
+    with pytest.raises(UsageError, match=r"no run's folder: it holds neither checkpoints nor run\.json"):
         read(path)
 
 

@@ -65,7 +65,9 @@ class Checkpoints:
                 raise UsageError(f"{self.run}: {'not a folder' if self.run.exists() else 'no such folder'}")
             found = self._found()
             if not found:
-                raise UsageError(f"{self.folder}: no checkpoint there")
+                if not self.folder.exists() and not (self.run / "run.json").exists():
+                    raise UsageError(f"{self.run}: no run's folder: it holds neither checkpoints nor run.json")
+                raise UsageError(f"{self.folder}: no checkpoint there (a run's --save-every keeps them)")
             *older, newest = sorted(found)
             try:
                 return checkpoint_files.read(found[newest], newest)

@@ -33,6 +33,22 @@ def read(path: Path, folders: Sequence[str]) -> tuple[str, ...]:
     return tuple(named[folder] for folder in folders)
 
 
+def compared(own: Sequence[str], weights: Sequence[str]) -> str:
+    """Where names of images' classes are not those that weights have for theirs, in a sentence; "" if all are alike.
+
+    UsageError for the same names in another order: each answer would be taken for another class. Other names may be of
+    the same classes, as folders' and readable ones are.
+    """
+    first = next((i for i, names in enumerate(zip(own, weights, strict=False)) if names[0] != names[1]), None)
+    if first is None:
+        return ""
+    names = f"class {first} is {own[first]!r} here, {weights[first]!r} there"
+    if sorted(own) == sorted(weights):
+        way_out = "rename the images' folders so that they sort as there, or the weights' classes (convert --classes)"
+        raise UsageError(f"{names}: the same names in another order; {way_out}")
+    return f"Names of classes are not the weights': {names}; they are taken for the same classes, in this order."
+
+
 def _parted(line: str) -> tuple[str, str]:
     """A folder's name and its class's; of a line that is one word, that word is both."""
     folder, _, name = re.sub(r"[\s,]+", " ", line, count=1).partition(" ")
