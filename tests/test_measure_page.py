@@ -232,6 +232,34 @@ def test_the_runs_own_loss_and_tests_are_drawn(summary):
     assert loss_charts.accuracy(summary).data[1]["y"] == [37.5]
 
 
+def record_of(step, **more):
+    return {"kind": "test", "step": step, "epoch": 1, "loss": 1.5, "accuracy": 0.5, "images": 9, "seconds": 1.0} | more
+
+
+def test_views_of_tests_are_told_where_they_differ(summary):
+    summary.tests = [record_of(3), record_of(6, views=1)]
+    assert page_tables.tests(summary).headings[-1] == "images"
+    summary.tests = [record_of(3, views=10), record_of(6)]
+    table = page_tables.tests(summary)
+    assert (table.headings[-2:], [row[-2:] for row in table.rows]) == (["images", "views"], [["9", "10"], ["9", "1"]])
+    assert re.search(r"images \| views \|\n", markdown(summary))
+
+
+def test_rates_that_change_have_a_table(summary):
+    rates = [{"first weight": first, "weights": 0.01, "biases": 0.02} for first in (0.01, 0.01, 0.001)]
+    summary.tests = [record_of(3 * n, rates=found) for n, found in enumerate(rates, 1)]
+    table = page_tables.rates(summary)
+    assert table.headings == ["until step", "rate of the first weights", "rate of other weights", "rate of biases"]
+    assert table.rows == [["6", "0.01", "0.01", "0.02"], ["9", "0.001", "0.01", "0.02"]]
+    assert "rate of other weights" in Parsed(page(summary)).words
+    assert "rate of other weights" in markdown(summary)
+    summary.tests = summary.tests[:2]
+    assert page_tables.rates(summary).rows == []
+    assert "rate of" not in markdown(summary)
+    summary.tests = [record_of(3, rates={"weights": 0.1}), record_of(6, rates={"weights": 0.01})]
+    assert page_tables.rates(summary).headings == ["until step", "rate"]
+
+
 def test_long_runs_are_thinned_to_means():
     points = [(i, float(i)) for i in range(10 * loss_charts.MOST)]
     thin = thinned(points, loss_charts.MOST)

@@ -6,7 +6,7 @@ from typing import Any
 
 from splitnet.measure import learned_pictures, learned_text, metrics, paper
 from splitnet.measure.difference import Difference, circumstances, differences, unlike, unpaired
-from splitnet.measure.metrics import KINDS, MIB, SHARES, figure, test_rows
+from splitnet.measure.metrics import KINDS, MIB, SHARES, figure, rate_rows, test_rows
 from splitnet.measure.pictures import pictures
 from splitnet.measure.summary import Summary, fits, heading, on_layouts, other_load, timed
 
@@ -195,6 +195,7 @@ def _loss(summary: Summary) -> Iterator[str]:
     headings, rows = test_rows(summary.tests)
     after = [f"{record['step']:,}" for record in summary.tests]
     yield table(["test after steps", *headings], [[a, *row] for a, row in zip(after, rows, strict=True)], left=0)
+    yield table(*rate_rows(summary.tests), left=0)
     if summary.steps:
         first, last = summary.steps[0], summary.steps[-1]
         count = f"{len(summary.steps):,} steps"

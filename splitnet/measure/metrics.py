@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import isfinite
 from typing import Any
 
@@ -148,13 +149,33 @@ def from_records(steps: Sequence[Figures], tests: Sequence[Figures]) -> Iterator
 
 
 def test_rows(tests: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of a table of tests; top-5 where there are enough classes for it."""
+    """Headings and cells of a table of tests; top-5 where there are enough classes for it, views where they differ."""
     wide = any(test.get("top5") is not None for test in tests)
+    views = [test.get("views") or 1 for test in tests]
+    unlike = len(set(views)) > 1
     rows = []
-    for test in tests:
+    for test, seen in zip(tests, views, strict=True):
         five = [_percent(test.get("top5"))] if wide else []
-        rows.append([f"{test['loss']:.4f}", _percent(test["accuracy"]), *five, f"{test['images']:,}"])
-    return ["loss", "accuracy", *["top-5 accuracy"] * wide, "images"], rows
+        last = [f"{test['images']:,}", *[f"{seen:,}"] * unlike]
+        rows.append([f"{test['loss']:.4f}", _percent(test["accuracy"]), *five, *last])
+    return ["loss", "accuracy", *["top-5 accuracy"] * wide, "images", *["views"] * unlike], rows
+
+
+WHOSE = {"first weight": "the first weights", "weights": "other weights"}
+"""Kinds of parameters with rates of their own, in a heading."""
+
+
+def rate_rows(tests: Sequence[Figures]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a table of learning rates, a line for each change; no lines if they stayed as they were.
+
+    Tests tell them: a line's rates are those up to the last test that has them.
+    """
+    known = [(test["rates"], test["step"]) for test in tests if test.get("rates")]
+    parts = [(rates, [step for _, step in part][-1]) for rates, part in groupby(known, key=lambda one: one[0])]
+    kinds = list(dict.fromkeys(kind for rates, _ in parts for kind in rates))
+    rows = [[f"{step:,}", *(f"{rates[k]:g}" if k in rates else "" for k in kinds)] for rates, step in parts]
+    headings = ["until step", *(f"rate of {WHOSE.get(kind, kind)}" if len(kinds) > 1 else "rate" for kind in kinds)]
+    return headings, rows if len(rows) > 1 else []
 
 
 def _percent(share: float | None) -> str:

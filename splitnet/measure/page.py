@@ -195,7 +195,8 @@ def _loss(summary: Summary, plain: dict[str, str]) -> str:
     own = [plain[name] for name in ("training", "accuracy") if name in plain]
     told = pair(*own) if own else _absent(summary, "steps.jsonl")
     compared = plain.get("losses") or _absent(summary, "compare.json")
-    return compared + told + table(page_tables.tests(summary), caption=True)
+    tables = (page_tables.tests(summary), page_tables.rates(summary))
+    return compared + told + "".join(table(content, caption=True) for content in tables)
 
 
 def _learned(summary: Summary, plain: dict[str, str]) -> str:

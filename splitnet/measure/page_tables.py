@@ -6,7 +6,7 @@ from typing import Any
 
 from splitnet.measure.elements import Bar, Table
 from splitnet.measure.markdown import SHARED, medians, value
-from splitnet.measure.metrics import test_rows
+from splitnet.measure.metrics import rate_rows, test_rows
 from splitnet.measure.summary import Summary
 from splitnet.measure.timeline import Lane
 
@@ -136,6 +136,12 @@ def tests(summary: Summary) -> Table:
     headings, rows = test_rows(summary.tests)
     after = [f"{record['step']:,}" for record in summary.tests]
     return Table("Tests", ["after steps", *headings], [[a, *row] for a, row in zip(after, rows, strict=True)], left=0)
+
+
+def rates(summary: Summary) -> Table:
+    """No rows where they did not change."""
+    headings, rows = rate_rows(summary.tests)
+    return Table("Learning rates", headings, rows, left=0)
 
 
 def environment(summary: Summary) -> tuple[Table, Table]:
