@@ -330,8 +330,8 @@ def test_markdown_has_tables_and_pictures(folder):
     assert "| 20 |" in re.sub(" +", " ", text)
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert ["20", "0.300", "0.100", "0.200"] in cells
-    assert ["14", "Dress", "rank 2 of 6", "Trouser 0.50, Dress 0.25, Coat 0.12, Bag 0.06, Shirt 0.06"] in cells
-    assert ["3", "Trouser", "Trouser 0.50, Dress 1,250"] in cells
+    assert ["14", "Dress", "rank 2 of 6", "Trouser 0.50; Dress 0.25; Coat 0.12; Bag 0.06; Shirt 0.06"] in cells
+    assert ["3", "Trouser", "Trouser 0.50; Dress 1,250"] in cells
 
 
 def test_markdown_names_no_picture_that_is_not_there(folder):
@@ -406,8 +406,43 @@ def test_charts_are_drawn_over_steps(learned):
         [0.5, 0.4, 0.3],
     )
     assert [key.name for key in silenced.legend] == ["all towers", "without tower 0", "without tower 1"]
-    assert len({(key.colour, key.dash) for key in silenced.legend}) == 3
+    assert [key.dash for key in silenced.legend] == ["solid", "dashed", "dotted"]
     assert silenced.tables[0].rows[-1] == ["20", "0.300", "0.100", "0.200"]
+
+
+def test_lines_of_the_same_values_can_all_be_seen(learned):
+    """The thick one is below, thin ones with gaps lie on it."""
+    learned["records"] = [record(step, silenced=[0.1 + step / 100] * 2) for step in (0, 10)]
+    lines = learned_page.charts(learned)[1].data
+    assert lines[0]["y"] == lines[1]["y"] == lines[2]["y"]
+    assert lines[0]["line"]["width"] > lines[1]["line"]["width"] == lines[2]["line"]["width"]
+    assert [line["line"]["dash"] for line in lines] == ["solid", "dash", "dot"]
+    assert lines[0]["marker"]["size"] > lines[1]["marker"]["size"] > lines[2]["marker"]["size"]
+    text = learned_pictures.pictures(learned)["specialisation.svg"]
+    dashes = re.findall(r'<polyline[^>]*?(?: stroke-dasharray="([^"]*)")?><title>(?:all|without)', text)
+    assert len(set(dashes)) == 3
+
+
+def test_few_steps_have_whole_ticks_and_whole_markers(learned):
+    learned["records"] = [record(0), record(3)]
+    for chart in learned_page.charts(learned):
+        assert chart.layout["xaxis"]["dtick"] == 1
+        assert all(line["cliponaxis"] is False for line in chart.data)
+    learned["records"] = [record(0), record(300)]
+    assert all("dtick" not in chart.layout["xaxis"] for chart in learned_page.charts(learned))
+
+
+def test_weights_that_are_not_trained_have_tables_in_place_of_charts(folder):
+    put(folder, content(records=[record(0)], end=content()["end"] | {"step": 0}))
+    for weights, said in (("w.safetensors", "of the loaded weights"), (None, "of the initial weights")):
+        summary = summarise(folder)
+        summary.run["options"]["weights"] = weights
+        parsed = Parsed(page(summary))
+        assert not {"similarity", "silenced", "energies"} & set(parsed.ids)
+        assert "without tower 1" in parsed.words
+        for text in (parsed.words, markdown(summary)):
+            assert f"Filters, predictions and nearest images are those {said}." in text
+        assert "specialisation.svg" not in markdown(summary)
 
 
 def attacked(folder):

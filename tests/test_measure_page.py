@@ -12,7 +12,7 @@ from browser import Browser
 from splitnet.measure import charts, elements, loss_charts, page_tables, step_chart
 from splitnet.measure.markdown import markdown
 from splitnet.measure.page import page
-from splitnet.measure.pictures import thinned
+from splitnet.measure.pictures import loss, thinned
 from splitnet.measure.summary import summarise
 from splitnet.measure.timeline import Timeline
 
@@ -230,6 +230,21 @@ def test_the_runs_own_loss_and_tests_are_drawn(summary):
     assert (steps["x"], steps["y"]) == ([1, 2, 3], [2.5, 2.25, 2.0])
     assert (tests["x"], tests["y"]) == ([3], [1.9])
     assert loss_charts.accuracy(summary).data[1]["y"] == [37.5]
+
+
+def test_few_steps_have_whole_ticks_and_whole_markers(summary):
+    for chart in (loss_charts.losses(summary), loss_charts.training(summary), loss_charts.accuracy(summary)):
+        assert chart.layout["xaxis"]["dtick"] == 1
+        assert all(line["cliponaxis"] is False for line in chart.data)
+    assert loss_charts.training(summary).layout["xaxis"]["rangemode"] == "nonnegative"  # of a test at step 0 alone
+    summary.tests[0]["step"] = 9
+    assert "dtick" not in loss_charts.training(summary).layout["xaxis"]
+
+
+def test_steps_of_the_picture_have_whole_ticks(summary):
+    summary.steps, summary.tests = summary.steps[:2], []
+    said = re.findall(r'<text[^>]*text-anchor="middle"[^>]*>([^<]*)</text>', str(loss(summary)))
+    assert said == ["0", "1", "2"]
 
 
 def record_of(step, **more):

@@ -41,6 +41,13 @@ def axis(title: str = "", **more: Any) -> dict[str, Any]:
     }
 
 
+def count_axis(title: str, counts: Iterable[int], most: int, **more: Any) -> dict[str, Any]:
+    """An axis of whole numbers, with about so many ticks at most; half ones would be rounded to their neighbours."""
+    held = list(counts)
+    each = {"dtick": 1, "tick0": 0} if max(held, default=0) - min(held, default=0) < most else {"nticks": most}
+    return axis(title, tickformat=",d", **each, **more)
+
+
 def _places(names: Sequence[str]) -> dict[str, Any]:
     """The axis of bars, one beside each name, the first on top."""
     return axis(

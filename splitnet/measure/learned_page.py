@@ -5,46 +5,58 @@ from html import escape
 from typing import Any
 
 from splitnet.measure import learned_text as words
-from splitnet.measure.charts import axis, layout
-from splitnet.measure.elements import Chart, Key, Table, literal, pair, paragraph, tag
+from splitnet.measure.charts import axis, count_axis, layout
+from splitnet.measure.elements import Chart, Key, Table, literal, pair, paragraph, table, tag
 from splitnet.measure.learned_pictures import LINES
 from splitnet.measure.learned_text import Group, Learned
 from splitnet.measure.svg import ink
 
+LOOKS = (("solid", "solid", 5, 10), ("dashed", "dash", 2, 7), ("dotted", "dot", 2, 4))
+"""Of lines in turn: dash on the page and in plotly, width, size of markers. Those drawn later leave the others seen."""
 OVER, BESIDE, UNDER = 48, 48, 36
 """Characters of a class's name over a bar (two lines), beside a picture, and under a small one."""
 
 
 def charts(learned: Learned | None, tests: Sequence[words.Record] = ()) -> list[Chart]:
-    """A chart for each group of figures. `tests`: the run's."""
-    return [_chart(group) for group in words.groups(learned, tests)]
+    """A chart for each group of figures over training. `tests`: the run's."""
+    return [_chart(group) for group in words.groups(learned, tests) if len(group.steps) > 1]
 
 
 def _chart(group: Group) -> Chart:
     data, keys = [], []
     for place, (name, points) in enumerate(group.lines.items()):
-        colour, dash = ink(LINES[place % len(LINES)]), ("solid", "dashed")[place % 2]
-        keys.append(Key(name, colour, dash))
+        colour, (look, dash, width, size) = ink(LINES[place % len(LINES)]), LOOKS[place % len(LOOKS)]
+        keys.append(Key(name, colour, look))
         data.append({
             "type": "scatter", "mode": "lines+markers", "name": literal(name),
             "x": [step for step, _ in points], "y": [value for _, value in points],
-            "line": {"color": colour, "width": 2, "dash": {"dashed": "dash"}.get(dash, dash)},
-            "marker": {"color": colour, "size": 6},
+            "line": {"color": colour, "width": width, "dash": dash},
+            "marker": {"color": colour, "size": size},
+            "cliponaxis": False,  # the markers at step 0 stay whole
             "hovertemplate": f"{literal(name).replace('%', '&#37;')}<br>step %{{x:,d}}: %{{y:.3f}}<extra></extra>",
         })  # fmt: skip
     headings, rows = group.table()
-    axes = {"xaxis": axis("steps", tickformat=",d", nticks=6, rangemode="tozero"), "yaxis": axis(rangemode="tozero")}
-    table = Table(f"{group.title}, record by record", headings, rows, left=0)
-    return Chart(group.name, group.title, group.text, data, layout(**axes), 240, [table], keys)
+    counts = count_axis("steps", group.steps, 6, rangemode="tozero")
+    figures = Table(f"{group.title}, record by record", headings, rows, left=0)
+    axes = layout(xaxis=counts, yaxis=axis(rangemode="tozero"))
+    return Chart(group.name, group.title, group.text, data, axes, 240, [figures], keys)
 
 
-def content(learned: Learned, drawn: dict[str, str]) -> str:
-    """HTML of the section. `drawn`: charts of the page, by name."""
-    plots = [drawn[group.name] for group in words.groups(learned) if group.name in drawn]
+def content(learned: Learned, drawn: dict[str, str], loaded: bool = False, tests: Sequence[words.Record] = ()) -> str:
+    """HTML of the section. `drawn`: charts of the page, by name; `loaded`: whether the weights were read from a file.
+
+    Figures of one moment alone have a table.
+    """
+    groups = words.groups(learned, tests)
+    plots = [drawn[group.name] for group in groups if group.name in drawn]
     shown = words.end(learned)
-    parts = [paragraph(words.after(learned))]
+    parts = [paragraph(words.after(learned, loaded))]
     parts += [_filters(learned, shown["filters"])] if shown.get("filters") else []
     parts += [pair(*plots)] if plots else []
+    for group in groups:
+        if len(group.steps) == 1:
+            figures = table(Table(group.title, *group.table(), left=0), caption=True)
+            parts += [figures, paragraph(group.text, "note")]
     parts.append(paragraph(words.not_shown(learned), "note"))
     if shown.get("predictions"):
         parts.append(_figure("Predictions", words.PREDICTIONS, _predictions(learned, shown["predictions"])))

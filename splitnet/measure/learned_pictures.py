@@ -168,7 +168,7 @@ def nearest(learned: Learned, make: Maker = Picture) -> Canvas | None:
 
 def specialisation(learned: Learned) -> Drawing | None:
     """Each group of figures over training, from 0 to 1."""
-    found = words.groups(learned)
+    found = [group for group in words.groups(learned) if len(group.steps) > 1]
     if not found:
         return None
     tallest = max(len(group.lines) for group in found)
@@ -191,12 +191,13 @@ def _small_chart(drawing: Drawing, x: float, wide: float, group: Group) -> None:
     drawing.word(x + wide, bottom + 18, f"{last:,} steps", "end", "soft")
     for place, (name, points) in enumerate(group.lines.items()):
         colour, told = ink(LINES[place % len(LINES)]), f"{name}: {points[-1][1]:.3f} after {points[-1][0]:,} steps"
-        _line(drawing, [at(*point) for point in points], colour, told, dashed=place % 2 == 1)
+        _line(drawing, [at(*point) for point in points], colour, told, place)
         drawing.rect(left, bottom + 34 + 18 * place, 11, 11, colour)
         drawing.word(left + 16, bottom + 44 + 18 * place, f"{words.short(name, 24)} {points[-1][1]:.2f}", look="soft")
 
 
-def _line(drawing: Drawing, points: Sequence[tuple[float, float]], colour: str, told: str, dashed: bool) -> None:
+def _line(drawing: Drawing, points: Sequence[tuple[float, float]], colour: str, told: str, place: int) -> None:
+    """Whole, dashed and dotted in turn, so that one is seen below another of the same values."""
     if len(points) > 1:
-        drawing.line(list(points), colour, told, dashed)
+        drawing.line(list(points), colour, told, dashed=place % 3 == 1, dotted=place % 3 == 2)
     drawing.dot(*points[-1], colour, told)

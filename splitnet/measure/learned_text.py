@@ -22,9 +22,14 @@ class Group:
     text: str
     lines: dict[str, list[tuple[int, float]]]
 
+    @property
+    def steps(self) -> list[int]:
+        """Updates after which there is a figure."""
+        return sorted({step for points in self.lines.values() for step, _ in points})
+
     def table(self, most: int | None = None) -> tuple[list[str], list[list[str]]]:
         """Headings, and a line for each record; the first, the last and some between where there are more than most."""
-        steps = sorted({step for points in self.lines.values() for step, _ in points})
+        steps = self.steps
         if most is not None and len(steps) > most:
             steps = [steps[i * (len(steps) - 1) // (most - 1)] for i in range(most)]
         held = [dict(points) for points in self.lines.values()]
@@ -103,10 +108,14 @@ def predicted(learned: Learned, one: dict[str, Any]) -> str:
     return "right" if one["rank"] == 1 else f"rank {one['rank']:,} of {learned['classes']:,}"
 
 
-def after(learned: Learned) -> str:
-    """When filters, predictions and nearest images were looked at; "" if they were not."""
+def after(learned: Learned, loaded: bool = False) -> str:
+    """When filters, predictions and nearest images were looked at; "" if not. `loaded`: the weights, of a file."""
     shown = end(learned)
-    return f"Filters, predictions and nearest images are those after {shown['step']:,} steps." if shown else ""
+    if not shown:
+        return ""
+    untrained = f"of the {'loaded' if loaded else 'initial'} weights"
+    when = f"after {shown['step']:,} steps" if shown["step"] else untrained
+    return f"Filters, predictions and nearest images are those {when}."
 
 
 def distance(image: dict[str, Any]) -> str:
@@ -162,10 +171,10 @@ def tables(learned: Learned) -> Iterator[tuple[list[str], list[list[str]]]]:
     rows = []
     for one in shown.get("predictions") or ():
         top = [f"{short(guess['name'], 28)} {guess['probability']:.2f}" for guess in one["top"]]
-        rows.append([f"{one['place']:,}", short(one["name"], 40), predicted(learned, one), ", ".join(top)])
+        rows.append([f"{one['place']:,}", short(one["name"], 40), predicted(learned, one), "; ".join(top)])
     yield ["test image", "class", "prediction", "likeliest classes"], rows
     rows = []
     for query in (shown.get("nearest") or {"queries": ()})["queries"]:
         near = [f"{short(image['name'], 28)} {distance(image)}" for image in query["images"]]
-        rows.append([f"{query['place']:,}", short(query["name"], 40), ", ".join(near)])
+        rows.append([f"{query['place']:,}", short(query["name"], 40), "; ".join(near)])
     yield ["test image", "class", "nearest training images, squared distance"], rows

@@ -4,7 +4,7 @@ from itertools import zip_longest
 from math import isfinite
 from typing import Any
 
-from splitnet.measure.charts import axis, layout
+from splitnet.measure.charts import axis, count_axis, layout
 from splitnet.measure.elements import Chart, Key, Table, literal
 from splitnet.measure.pictures import thinned
 from splitnet.measure.summary import Summary, fits, heading
@@ -43,7 +43,7 @@ def losses(summary: Summary) -> Chart | None:
         "Training loss of every layout",
         "The same batches from the same weights, step by step.",
         data,
-        layout(xaxis=axis("compared step", tickformat=",d", nticks=8), yaxis=axis("loss")),
+        layout(xaxis=count_axis("compared step", (at for line in data for at in line["x"]), 8), yaxis=axis("loss")),
         280,
         [Table("Losses of the compared steps", ["step", *heads], rows, left=0)],
         keys,
@@ -84,7 +84,8 @@ def _learning(words: tuple[str, str, str], unit: str, steps: Points, tests: Poin
     rows = [["training", f"{at:,}", form.format(value)] for at, value in steps]
     rows += [["test", f"{at:,}", form.format(value)] for at, value in tests]
     table = Table(f"{title}, step by step", ["", "after steps", unit], rows)
-    axes = {"xaxis": axis("steps", tickformat=",d", nticks=8), "yaxis": axis(unit)}
+    counts = count_axis("steps", (at for at, _ in (*steps, *tests)), 8, rangemode="nonnegative")
+    axes = {"xaxis": counts, "yaxis": axis(unit)}
     return Chart(name, title, text, data, layout(**axes), 280, [table], keys)
 
 
@@ -98,5 +99,6 @@ def _line(points: Points, name: str, colour: str, dash: str, width: float) -> di
         "y": [value for _, value in points],
         "line": {"color": ink(colour), "width": width, "dash": DASHES[dash]},
         "marker": {"color": ink(colour), "size": 8},
+        "cliponaxis": False,  # a marker at the edge stays whole
         "hovertemplate": f"{told.replace('%', '&#37;')}<br>step %{{x:,d}}: %{{y:,.6g}}<extra></extra>",
     }

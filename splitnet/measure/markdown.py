@@ -213,7 +213,7 @@ def _learned(summary: Summary, names: Container[str]) -> Iterator[str]:
     filters, specialisation, predictions, nearest = (
         f"![{alt}](pictures/{name})" if name in names else "" for name, alt in learned_pictures.NAMES.items()
     )
-    yield learned_text.after(learned)
+    yield learned_text.after(learned, summary.run["options"].get("weights") is not None)
     yield filters
     yield f"Filters of {_text(learned['row'])}: {learned_text.FILTERS}" if filters else ""
     yield specialisation

@@ -203,7 +203,8 @@ def _learned(summary: Summary, plain: dict[str, str]) -> str:
     """Empty where nothing was looked at."""
     if summary.learned is None:
         return _absent(summary, "learned.json") if any("learned.json" in line for line in summary.missing) else ""
-    return learned_page.content(summary.learned, plain)
+    loaded = summary.run["options"].get("weights") is not None
+    return learned_page.content(summary.learned, plain, loaded, summary.tests)
 
 
 def _environment(summary: Summary) -> str:

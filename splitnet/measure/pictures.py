@@ -119,7 +119,7 @@ def loss(summary: Summary) -> Drawing | None:
         y = at((0, value))[1]
         drawing.rule(left, y, WIDTH - RIGHT, y)
         drawing.word(left - 8, y + 4, f"{value:,g}", "end", "soft")
-    for step in marks:
+    for step in filter(float.is_integer, marks):
         drawing.word(at((step, 0))[0], bottom + 18, f"{step:,g}", "middle", "soft")
     drawing.line([at(p) for p in thinned(steps, 800)], ink("forward"), text)
     for step, value in tests:

@@ -61,9 +61,11 @@ class Drawing:
         ends = f'x1="{number(x1)}" y1="{number(y1)}" x2="{number(x2)}" y2="{number(y2)}"'
         self._add("line", f'{ends} class="{look}"', "")
 
-    def line(self, points: list[tuple[float, float]], colour: str, title: str, dashed: bool = False) -> None:
+    def line(
+        self, points: list[tuple[float, float]], colour: str, title: str, dashed: bool = False, dotted: bool = False
+    ) -> None:
         path = " ".join(f"{number(x)},{number(y)}" for x, y in points)
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
+        dash = ' stroke-dasharray="5 4"' if dashed else ' stroke-dasharray="2 4"' if dotted else ""
         self._add(
             "polyline", f'points="{path}" class="line" stroke="{colour}"{dash}', f"<title>{escape(title)}</title>"
         )
