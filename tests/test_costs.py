@@ -258,6 +258,17 @@ def test_memory_is_what_fake_devices_measure(optimizer, devices, overlap):
         assert expected.peak == pytest.approx(memory.peak, rel=0.015)
 
 
+@pytest.mark.usefixtures("fake_devices")
+def test_memory_in_bf16_with_overlap_is_not_more_than_on_paper():
+    gc.collect()
+    table = preset("alexnet-no-norm", 2).scaled(1 / 4, size=96).adapted(classes=10)
+    batch = Batch(torch.zeros(2, 3, 96, 96, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    execution = Execution(precision="bf16", overlap=True)
+    contender = Contender("", table, place(table, PAIR), Training([batch] * 2, "sgd", None, 0, execution=execution))
+    for tower, memory in enumerate(contender.memory.values()):
+        assert memory.peak <= footprint(table, 2, "sgd", 2, tower, overlap=True).peak
+
+
 @pytest.mark.parametrize("scale", [1 / 4, 1 / 2])
 @pytest.mark.usefixtures("fake_devices")
 def test_memory_of_replicas_is_what_fake_devices_measure(scale, monkeypatch):

@@ -109,6 +109,15 @@ def test_a_copy_waits_for_no_other_part_of_its_memory() -> None:
     assert fake.clock(ONE) == pytest.approx(2.5 + 0.5 + 501 * 4 / 1000)
 
 
+def test_copies_to_the_same_memory_are_forgotten_by_later_ones() -> None:
+    y = torch.ones(100, device=TWO)
+    _at_zero()
+    for i in range(100):
+        y[i : i + 1].copy_(torch.ones(1, device=ONE))
+    y.copy_(torch.ones(100, device=ONE))
+    assert len(y._data.untyped_storage().__dict__["block"]._arrivals) == 1
+
+
 def test_work_waits_for_copies() -> None:
     x = torch.ones(500, device=ONE)
     _at_zero()
@@ -306,6 +315,7 @@ def test_what_has_not_arrived_may_not_be_used():
         copy.copied * 2
     copy.copied.view(-1)  # nothing is read
     torch.ones_like(copy.copied)
+    copy.copied[9:9] * 2
     with pytest.raises(RuntimeError, match="still copying"):
         copy.copied[:3].sum()
     assert torch.equal((copy.arrived() * 2).cpu(), torch.full((250,), 2.0))

@@ -1,5 +1,7 @@
 """A product by blocks of its inputs: the whole product, values and every gradient."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,11 +10,14 @@ from splitnet.network.column_products import ColumnProducts
 
 
 def by_blocks(x, weight, bias, order):
-    products, parts = ColumnProducts(weight, len(order)), x.chunk(len(order), dim=1)
-    first, *others = order
-    y = products(parts[first], first, bias)
+    return added(x.chunk(len(order), dim=1), weight, bias, order)
+
+
+def added(parts, weight, bias, order):
+    product, (first, *others) = ColumnProducts(len(order)), order
+    y = product(parts[first], weight, first, bias)
     for block in others:
-        y.add_(products(parts[block], block, None))
+        y.add_(product(parts[block], weight, block, None))
     return y
 
 
@@ -41,6 +46,35 @@ def test_backward_may_run_again(given):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     first[1].zero_()  # and its gradients are not the first run's memory
     assert second[1].abs().min() > 0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_backward_pass_for_one_input_alone_leaves_nothing_to_the_next(given, order, asked):
+    x, weight, bias = given
+    parts = [part.detach().requires_grad_() for part in x.chunk(2, dim=1)]
+    y = added(parts, weight, bias, order).square().sum()
+    torch.autograd.grad(y, parts[asked], retain_graph=True)
+    y.backward()
+    [expected] = torch.autograd.grad(F.linear(torch.cat(parts, dim=1), weight, bias).square().sum(), [weight])
+    assert torch.allclose(weight.grad, expected, rtol=1e-12)
+
+
+def test_it_may_be_asked_for_under_autocast(given):
+    x, weight, bias = (tensor.detach().float().requires_grad_() for tensor in given)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = by_blocks(x, weight, bias, (0, 1))
+    y.float().sum().backward()
+    assert torch.allclose(weight.grad, x.detach().sum(0).expand_as(weight), rtol=0.02, atol=0.02)
+
+
+def test_nothing_is_kept_when_backward_is_over(given):
+    x, weight, bias = given
+    cast = (weight * 1).bfloat16()
+    kept, y = weakref.ref(cast), by_blocks(x.bfloat16(), cast, bias.bfloat16(), (0, 1)).sum()
+    del cast
+    y.backward()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])

@@ -60,7 +60,8 @@ def test_bf16_casts_in_the_rows_and_nowhere_else():
     net = build(table, devices=["cpu"], precision="bf16")
     images, labels = batch(table)
     seen, logits = observed(net, images.float())
-    assert {dtype for pair in seen.values() for dtype in pair} == {torch.bfloat16}
+    assert {dtype for pair in list(seen.values())[1:] for dtype in pair} == {torch.bfloat16}
+    assert seen["conv1"] == (torch.float32, torch.bfloat16)
     assert logits.dtype == torch.float32  # the loss is float32
     F.cross_entropy(logits, labels).backward()
     assert {p.dtype for p in net.parameters()} == {p.grad.dtype for p in net.parameters()} == {torch.float32}

@@ -9,6 +9,7 @@ from layouts import SPLIT, batch, relative, run, small
 from quick import few, quick
 
 from splitnet.errors import UsageError
+from splitnet.network.architecture import Architecture, Layer
 from splitnet.network.presets import preset
 from splitnet.parallel.placement import build
 
@@ -41,6 +42,11 @@ def test_fake_devices_equal_the_plain_cpu_bit_for_bit(name):
     for other_logits, other_gradients, _ in others:
         assert torch.equal(other_logits, logits)
         assert all(torch.equal(other_gradients[p], gradients[p]) for p in gradients)
+
+
+def test_a_table_may_have_a_single_row():
+    table = Architecture("logistic", (Layer("fc", 10, after=(), home=True),), channels=1, size=4)
+    assert build(table, devices=["cpu"])(torch.rand(2, 1, 4, 4)).shape == (2, 10)
 
 
 def test_images_that_towers_share_are_padded_once():

@@ -140,15 +140,8 @@ MEASURED = {
 
 RUN = {"status": str, "options": {"towers": int}, "devices": [{"device": str}], "layers?": [{"row": str}]}
 RUN |= {"classes?": [str]}
-STEP: dict[str, Any] = {
-    "step": int,
-    "loss": float,
-    "accuracy": float,
-    "images": int,
-    "seconds": float,
-    "waited?": float,
-}
-STEP |= {"views?": int, "rates?": {str: float}}
+STEP: dict[str, Any] = {"step": int, "loss": float, "accuracy": float, "images": int, "seconds": float}
+STEP |= {"waited?": float, "views?": int, "rates?": {str: float}}
 
 PICTURE, COUNT = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]*={0,2}"), range(1, 1 << 31)
 ACCURACY = {"images": int, "accuracy": float, "silenced": [float]}

@@ -97,8 +97,12 @@ class Block(nn.Module):
 
     def _products(self) -> Callable[[Tensor, int, Tensor | None], Tensor]:
         dtype = self.execution.activations or self.weight.dtype
-        products = ColumnProducts(self.weight.to(dtype), self.row.towers)
-        return lambda x, tower, bias: products(x.flatten(1).to(dtype), tower, None if bias is None else bias.to(dtype))
+        weight, product = self.weight.to(dtype), ColumnProducts(self.row.towers)
+
+        def part(x: Tensor, tower: int, bias: Tensor | None) -> Tensor:
+            return product(x.flatten(1).to(dtype), weight, tower, None if bias is None else bias.to(dtype))
+
+        return part
 
     def _finish(self, y: Tensor) -> Tensor:
         """What follows the product, up to dropout."""

@@ -99,11 +99,12 @@ class SplitNet(nn.Module):
         In a process without tower 0, to a zero, (), whose backward pass is the towers'. Logits have the weights' dtype.
         """
         xs = images if isinstance(images, list) else self.exchange.replicate(images)
-        first, *rows, last = self.rows
-        with Span(spans.row(first.name)):
-            xs = self._read(first.name, xs)
+        *rows, last = self.rows
         for row in rows:
             with Span(spans.row(row.name)):
+                if not row.crosses and len(set(map(id, xs))) < len(xs):
+                    xs = self._shared(row.name, xs)
+                    continue
                 arriving = self._all_gather(xs, row.name) if row.crosses else xs
                 xs = [tower[row.name](x, self.moment) for tower, x in zip(self.hosted, arriving, strict=True)]
         with Span(spans.row(last.name)):
@@ -112,8 +113,8 @@ class SplitNet(nn.Module):
                 return x
             return self.hosted[0][last.name](x, self.moment).to(next(self.parameters()).dtype)
 
-    def _read(self, row: str, xs: list[Tensor]) -> list[Tensor]:
-        """The first row. Towers that share a device share its images: they are prepared once."""
+    def _shared(self, row: str, xs: list[Tensor]) -> list[Tensor]:
+        """A row whose towers read the same tensor, as those that share a device do of images: it is prepared once."""
         ready: dict[int, Tensor] = {}
         ys = []
         for tower, x in zip(self.hosted, xs, strict=True):

@@ -92,8 +92,9 @@ def to_network(images: Tensor, size: int, dtype: torch.dtype = torch.float32) ->
     exact = torch.promote_types(dtype, torch.float32)  # half precision is rounded to once, at the end
     if min(top, left) >= 0:
         images = images[..., top : top + size, left : left + size]
-        pixels = images.to(exact, memory_format=torch.channels_last).div_(255)
+        pixels = images.to(exact, memory_format=torch.channels_last).div_(255)  # as the first convolution reads them
     else:
         pixels = images.to(exact) / 255
         pixels = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False)
-    return pixels.to(dtype, memory_format=torch.channels_last)  # as the first convolution reads them
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return pixels.to(dtype)

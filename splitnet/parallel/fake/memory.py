@@ -49,7 +49,11 @@ class Block:
         if self._clocks != clocks.resets:
             self._arrivals.clear()
             self._clocks = clocks.resets
-        self._arrivals[_span(data)] = seconds
+        first, end = _span(data)
+        covered = [one for one, at in self._arrivals.items() if first <= one[0] and one[1] <= end and at <= seconds]
+        for one in covered:
+            del self._arrivals[one]
+        self._arrivals[first, end] = seconds
 
     def ready(self, data: torch.Tensor) -> float:
         """When copies have brought all that `data` spans; 0 if that was before the clocks were reset."""
@@ -100,7 +104,9 @@ def account(storage: torch.UntypedStorage, index: int) -> Block:
 
 
 def _span(data: torch.Tensor) -> tuple[int, int]:
-    """The bytes of its storage from its first element to behind its last."""
+    """The bytes of its storage from its first element to behind its last; (0, 0) of none."""
+    if data.numel() == 0:
+        return 0, 0
     first = data.storage_offset()
     end = first + 1 + sum((size - 1) * stride for size, stride in zip(data.shape, data.stride(), strict=True))
     return int(first) * data.itemsize, int(end) * data.itemsize
