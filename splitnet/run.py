@@ -76,7 +76,7 @@ def measure(job: Job, report: Report, stop: Stop) -> None:
             layout["predicted"] = paper.get(layout["layout"])
     folder.write("compare", comparison)
     report.console.print(tables.results(comparison))
-    report.console.print(tables.notes(comparison), highlight=False)
+    report.console.print(tables.notes(comparison, vars(options)), highlight=False)
     if comparison["layouts"][0].get("exchanged"):
         report.console.print(tables.exchanges(comparison["layouts"][0]))
 

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
@@ -13,7 +14,7 @@ from rich.table import Table
 from splitnet.equality import Comparison
 from splitnet.measure.metrics import KINDS
 from splitnet.measure.summary import heading as heading_of
-from splitnet.measure.summary import named, on_layouts
+from splitnet.measure.summary import named, on_layouts, rounded
 from splitnet.network.architecture import Architecture, Row
 from splitnet.parallel.placement import Placement
 
@@ -65,11 +66,11 @@ def _shape(row: Row) -> str:
     return f"{out}×{sides[0]}×{sides[0]}" + (f" → {sides[-1]}×{sides[-1]}" if sides[-1] != sides[0] else "")
 
 
-def devices(architecture: Architecture, placement: Placement) -> str:
-    """The first line of the output: what was chosen, and why."""
+def devices(architecture: Architecture, placement: Placement, how: Iterable[str] = ()) -> str:
+    """The first line of the output: what was chosen and why, and `how` it is computed."""
     towers = architecture.towers
     what = "one tower" if towers == 1 else f"{towers} towers"
-    return f"{architecture.name}, {what} on {placement} ({placement.reason})"
+    return ", ".join([f"{architecture.name}, {what} on {placement} ({placement.reason})", *how])
 
 
 def tests(records: Iterable[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> Table:
@@ -172,8 +173,8 @@ def _emulated(layouts: Iterable[dict[str, Any]]) -> bool:
     return any(device.startswith("fake") for layout in layouts for device in layout["devices"])
 
 
-def notes(comparison: dict[str, Any]) -> str:
-    """What the figures of `results` stand for."""
+def notes(comparison: dict[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """What the figures of `results` stand for, where a run had such options."""
     layouts = comparison["layouts"]
     lines = ["Median and range."]
     if any(layout.get("memory") for layout in layouts):
@@ -181,10 +182,7 @@ def notes(comparison: dict[str, Any]) -> str:
     if any(layout.get("ratio") for layout in layouts) and len(layouts) > 1:
         lines[0] += " Ratios are taken round by round."
     if any(layout.get("loss_differences") for layout in layouts):
-        lines[0] += (
-            " Losses differ by float32 rounding, which grows with each update,"
-            " fastest under Adam: python -m splitnet.verify proves equality in float64."
-        )
+        lines[0] += f" {_differing(options)}"
     if beside := on_layouts(comparison):
         lines.append(beside)
     if _emulated(layouts):
@@ -197,6 +195,19 @@ def notes(comparison: dict[str, Any]) -> str:
     left_out = (layout for layout in layouts if not _fits(layout))
     lines += [f"Does not fit ({_name(layout)}): {layout['does_not_fit']}." for layout in left_out]
     return "\n".join(lines)
+
+
+def _differing(options: Mapping[str, Any]) -> str:
+    """Why losses of the same function differ, and what shows that they should not differ more."""
+    of = rounded(options)
+    text = (
+        f"Losses differ by {'the rounding of ' + ' and of '.join(of) if of else 'float32 rounding'}, which grows with"
+        " each update, fastest under Adam: python -m splitnet.verify proves equality in float64"
+    )
+    if not of:
+        return f"{text}."
+    flags = [f"--{name} {options[name]}" for name in ("precision", "wire") if options.get(name)]
+    return f"{text} without {'it' if len(of) == 1 else 'them'}, and agreement within tolerances with {' '.join(flags)}."
 
 
 def exchanges(layout: dict[str, Any]) -> Table:
@@ -230,9 +241,10 @@ def _table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
 
 
-def differences(rows: Iterable[Comparison], tolerances: Mapping[str, float], precision: str, steps: int) -> Table:
+def differences(rows: Iterable[Comparison], tolerances: Mapping[str, float], how: Sequence[str], steps: int) -> Table:
     """Every row's largest difference from the whole network, the worst first."""
-    table = _table(f"Differences over {steps} steps of SGD with momentum, relative to the norm, {precision}")
+    told = ", ".join(how)
+    table = _table(f"Differences over {steps} steps of SGD with momentum, relative to the norm, {told}")
     table.add_column("row")
     for kind, tolerance in tolerances.items():
         table.add_column(f"{kind}\nup to {tolerance:g}", justify="right")

@@ -865,6 +865,13 @@ def test_precision_wire_and_overlap_are_the_runs(go, monkeypatch):
     for layout in layouts.values():
         assert layout["predicted"]["step_ms"] > layout["predicted"]["exposed_ms"] >= 0
     assert layouts["towers"]["predicted"]["exposed_ms"] <= layouts["waiting"]["predicted"]["exposed_ms"]
+    how = ", bf16 on the wire, overlap, emulated as gtx580-pcie2"
+    assert ran.out.splitlines()[0].endswith(how)
+    words = " ".join(ran.out.split())
+    assert "Losses differ by the rounding of bf16 on the wire, which grows" in words
+    assert (
+        "equality in float64 without it, and agreement within tolerances with --precision float32 --wire bf16." in words
+    )
     machine = ran.json("run")["machine"]
     assert (machine["name"], machine["speed"] > 1) == ("gtx580-pcie2", True)
     assert layouts["whole"]["device_step_ms"]["median"] < layouts["whole"]["step_ms"]["median"] / 2
