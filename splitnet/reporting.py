@@ -64,7 +64,7 @@ class Report:
             "classes": list(job.dataset.classes),
             "threads": torch.get_num_threads(),
             "allocator": job.allocator,
-            "machine": None if self.emulation is None else self.emulation.as_dict(),
+            "emulated": None if self.emulation is None else self.emulation.as_dict(),
             "parameters": architecture.parameters,
             "layers": [{"row": r.name, "parameters": r.parameters} for r in architecture.rows()],
             "bytes_exchanged_a_step": 0

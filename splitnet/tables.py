@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitnet.equality import Comparison
-from splitnet.measure.metrics import KINDS
+from splitnet.measure.metrics import KINDS, digits
 from splitnet.measure.summary import heading as heading_of
 from splitnet.measure.summary import named, on_layouts, rounded
 from splitnet.network.architecture import Architecture, Row
@@ -138,12 +138,12 @@ def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) 
     if not all(map(_fits, layouts)):
         yield "", ["" if _fits(layout) else "does not fit" for layout in layouts]
     yield "images/s", [_speed(layout.get("images_per_second")) for layout in layouts]
-    yield "step ms", [_spread(layout.get("step_ms"), 0) for layout in layouts]
+    yield "step ms", [_ms(layout.get("step_ms")) for layout in layouts]
     if _emulated(layouts):
-        yield "  emulated", [_spread(layout.get("device_step_ms"), 0) for layout in layouts]
-        yield "  exposed", [_spread(layout.get("exposed_ms"), 1) for layout in layouts]
+        yield "  emulated", [_ms(layout.get("device_step_ms")) for layout in layouts]
+        yield "  exposed", [_ms(layout.get("exposed_ms")) for layout in layouts]
     if any(layout.get("predicted") for layout in layouts):
-        yield "  on paper", [f"{p['step_ms']:,.1f}" if (p := layout.get("predicted")) else "" for layout in layouts]
+        yield "  on paper", [_on_paper(layout.get("predicted")) for layout in layouts]
     yield "parameters", [f"{layout['parameters']:,}" for layout in layouts]
     if len(layouts) > 1:
         [base] = [layout for layout in layouts if layout["layout"] == comparison["base"]]
@@ -225,11 +225,20 @@ def _speed(spread: dict[str, float] | None) -> str:
     return _spread(spread, 1 if spread is None or spread["greatest"] < 1000 else 0)
 
 
-def _spread(spread: dict[str, float] | None, digits: int) -> str:
+def _ms(spread: dict[str, float] | None) -> str:
+    """Three digits, and none behind the point from 100 ms on."""
+    return "" if spread is None else _spread(spread, digits(spread["median"]) if spread["median"] else 1)
+
+
+def _on_paper(predicted: dict[str, float] | None) -> str:
+    return f"{(ms := predicted['step_ms']):,.{digits(ms)}f}" if predicted else ""
+
+
+def _spread(spread: dict[str, float] | None, places: int) -> str:
     if spread is None:
         return ""
-    least, greatest = f"{spread['least']:.{digits}f}", f"{spread['greatest']:.{digits}f}"
-    median = f"{spread['median']:.{digits}f}"
+    least, greatest = f"{spread['least']:.{places}f}", f"{spread['greatest']:.{places}f}"
+    median = f"{spread['median']:.{places}f}"
     return median if least == greatest else f"{median}\n({least}-{greatest})"
 
 

@@ -137,13 +137,13 @@ def test_the_verdict_says_how_it_was_computed(tmp_path):
 
 
 def test_the_clocks_of_an_emulated_machine_lead(tmp_path):
-    run = runs.RUN | {"machine": {"name": "h100-pcie4", "speed": 800.0}}
+    run = runs.RUN | {"emulated": {"name": "h100-pcie4", "speed": 800.0}}
     assert verdict(tmp_path, run).startswith(
         "Two towers on fake:0 and fake:1 (emulated as h100-pcie4) train 4.00 times as fast as the same network on one"
         " device (on the clocks of h100-pcie4, range 4.00-4.00; in this CPU's time 2.00 times, 99 % interval 1.70-2.30,"
         " n 5) and need 50 % "
     )
-    here = runs.RUN | {"machine": {"name": "here", "speed": None}}
+    here = runs.RUN | {"emulated": {"name": "here", "speed": None}}
     assert "(emulated) train 2.00 times" in verdict(tmp_path, here)
 
 
