@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from splitnet import tables
+from splitnet.compiling import without_cuda_notice
 from splitnet.equality import (
     STEPS,
     TOLERANCES,
@@ -187,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
         architecture, placement = check(options)
         console.print(tables.devices(architecture, placement, options.how), highlight=False, soft_wrap=True)
+        if options.compile:
+            without_cuda_notice()
         with exact_kernels():
             return 0 if prove(Proof(options, architecture, placement), console) else 1
     except UsageError as error:
