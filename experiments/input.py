@@ -1,6 +1,8 @@
 """Claim: with images read ahead, a step waits for them in less than 1 % of its time, where reading is faster than it.
 
-    python experiments/input.py [--images 2000] [--preset alexnet] [--batch-size 32] [--steps 12] [--rounds 5]
+    python experiments/input.py [--images 2000] [--preset alexnet] [--width 4]
+        [--size 224] [--batch-size 32] [--steps 12] [--rounds 5] [--workers 4]
+        [--threads 2]
 
 Makes a folder of smooth random 256x256 JPEGs, and reads all of it with so many threads, in alternation: images/s of
 the loader alone. Then trains a narrow network (of `--width` of the channels, at `--size` pixels) from it, read ahead

@@ -75,7 +75,7 @@ def exposed(samples: list[Sample]) -> float:
 
 def main() -> None:
     options = parse(Options, "experiments/overlap.py", __doc__ or "")
-    pairs = [machine(name) for name in options.machines.split(",")]
+    pairs = [machine(name, "--machines", here=False) for name in options.machines.split(",")]
     torch.set_num_threads(options.threads)
     print(f"{options.preset}, batch {options.batch_size}, {options.threads} threads, load before {load()}")
     running = contenders(options)

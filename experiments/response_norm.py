@@ -3,8 +3,11 @@
     python experiments/response_norm.py [--batch-size 64] [--rounds 12] [--threads 2]
 
 Three maps of AlexNet (one tower's, and both towers' on one device), float32, in alternation in one run: the operator,
-the formula in PyTorch's operations, both channels-last, and torch.nn.LocalResponseNorm on a contiguous map. Ratios
-are taken round by round. Expected: medians of at most 0.5 of the formula; run it on an idle machine.
+the formula in PyTorch's operations, both channels-last, and torch.nn.LocalResponseNorm on a contiguous map. "channels"
+are norms over neighbouring channels, the paper's; "places" the second norm of 2012's code, over neighbouring places of
+a channel, which torch.nn does not have. Ratios are taken round by round; each line beside the formula says whether its
+99 % interval (of one round: its ratio) lies at or below 0.5. Expected: medians of at most 0.5 of the
+formula; run it on an idle machine.
 """
 
 from collections.abc import Callable
@@ -13,13 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from splitnet.measure.meter import Layout, Sample, alternate, ratio
+from splitnet.measure.meter import Layout, Ratio, Sample, alternate, ratio
 from splitnet.measure.records import load
 from splitnet.network import response_norm as norms
 from splitnet.network.presets import PRESETS
 from splitnet.options import check_bounds, guarded, option, parse
 
 WARM_UP = 2
+MOST = 0.5
+"""Of the formula's time."""
 Function = Callable[[Tensor], Tensor]
 
 
@@ -66,10 +71,16 @@ def layout(name: str, function: Function, x: Tensor, grad: Tensor) -> Layout:
     return Layout(name, (torch.device("cpu"),), lambda _: torch.autograd.grad(function(x), x, grad))
 
 
+def verdict(found: Ratio) -> str:
+    """Whether the claim is shown."""
+    most = found.greatest if found.high is None else found.high
+    return f"at most {MOST:g}: {'shown' if most <= MOST else 'not shown'}"
+
+
 def main() -> None:
     options = parse(Options, "experiments/response_norm.py", __doc__ or "")
     torch.set_num_threads(options.threads)
-    print(f"batch {options.batch_size}, {options.threads} threads, load before {load()}")
+    print(f"batch {options.batch_size}, {options.threads} thread{'s' * (options.threads != 1)}, load before {load()}")
     for name, ((channels, side), ways) in cases().items():
         x, grad = (torch.randn(options.batch_size, channels, side, side) for _ in range(2))
         layouts = [layout(way, function, x, grad) for way, function in ways.items()]
@@ -83,6 +94,7 @@ def main() -> None:
             wall = sorted(sample.wall for sample in slow)
             times = ratio(slow, samples["operator"])  # speed of this over the operator's = the operator's time over its
             line = f"operator / {way}: {times.median:.3f} ({times.least:.3f}-{times.greatest:.3f}, n={times.n})"
+            line += f"; {verdict(times)}" if way == "formula" else ""
             print(f"  {way}: {1000 * wall[len(wall) // 2]:.0f} ms{'' if way == 'operator' else '; ' + line}")
 
 

@@ -76,7 +76,9 @@ class Options:
     optimizer: str | None = option(
         None, "the optimizer (its source's: the paper's SGD, the textbook's Adam)", ("adam", "sgd")
     )
-    only: str | None = option(None, "contenders, joined by commas (all that the preset and this CPU have)")
+    only: str | None = option(
+        None, f"contenders, joined by commas: {', '.join(CONTENDERS)} (all that the preset and this CPU have)"
+    )
     json: Path | None = option(None, "write the figures to this file")
     picture: Path | None = option(None, "draw them into this SVG file")
 

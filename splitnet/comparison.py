@@ -13,6 +13,7 @@ from torch.profiler import record_function
 from splitnet import spans
 from splitnet.fitting import DoesNotFitError, Room
 from splitnet.measure.meter import Layout, Memory, OtherLoad, Peak, Sample, Spread, alternate, ratio, sizes
+from splitnet.measure.summary import heading
 from splitnet.network.architecture import Architecture
 from splitnet.network.execution import Execution
 from splitnet.network.presets import PRESETS
@@ -269,7 +270,9 @@ def compare(
     running: dict[str, Contender] = {}
     left_out: dict[str, str] = {}
     for name, entrant in entrants.items():
-        yield f"warming up: {name}", None
+        _, table, where = entrant
+        printed = heading(described(name, table, list(map(str, where.devices))) | {"devices": ()})
+        yield f"warming up: {printed}", None
         try:
             running[name] = Contender(*entrant, training, limit)
         except DoesNotFitError as error:

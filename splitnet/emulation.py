@@ -49,6 +49,8 @@ def check(options: RunOptions, placement: Placement) -> Machine | None:
     found = None if options.machine == HERE else machines.machine(options.machine)
     kinds = {device.type for device in placement.devices}
     apart, towers = len(set(placement.devices)), len(placement.devices)
+    if kinds not in ({"fake"}, {"cuda"}):
+        raise UsageError(f"--machine {options.machine}: is for fake devices and GPUs, not for {placement}")
     if 1 < towers != apart:
         raise UsageError(
             f"--machine {options.machine}: is for a device for each tower, or one for the whole network;"
@@ -56,8 +58,6 @@ def check(options: RunOptions, placement: Placement) -> Machine | None:
         )
     if kinds == {"cuda"} and found is None:
         raise UsageError(f"--machine {HERE}: measures this CPU; name the GPU ({', '.join(machines.MACHINES)})")
-    if kinds not in ({"fake"}, {"cuda"}):
-        raise UsageError(f"--machine {options.machine}: is for fake devices and GPUs, not for {placement}")
     if kinds == {"fake"} and options.precision != "float32":
         raise UsageError(f"--machine {options.machine} --precision {options.precision}: emulated in float32 alone")
     if found is not None:

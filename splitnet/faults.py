@@ -13,7 +13,7 @@ from splitnet.errors import UsageError
 from splitnet.network.architecture import Architecture
 from splitnet.network.layers import Block
 from splitnet.network.towers import SplitNet
-from splitnet.parallel.exchange import LocalExchange
+from splitnet.parallel.exchange import LocalExchange, Wire
 
 FAULTS = {
     "reduce-scatter": "a tower's gradient counts its own reader only, not the sum over both",
@@ -40,8 +40,8 @@ class OwnFirst(LocalExchange):
 class DropoutPerConsumer(LocalExchange):
     """Drops units where they are read: the makers' dropout is switched off, and every reader draws."""
 
-    def __init__(self, devices: Sequence[torch.device], net: SplitNet) -> None:
-        super().__init__(devices)
+    def __init__(self, devices: Sequence[torch.device], wire: Wire, net: SplitNet) -> None:
+        super().__init__(devices, wire=wire)
         self.net = net
         self.before = _dropped_before_crossings(net.architecture)
         for tower in net.hosted:
@@ -84,10 +84,11 @@ def check_has_place(fault: str, architecture: Architecture) -> None:
 
 def broken(fault: str, net: SplitNet, devices: Sequence[torch.device]) -> SplitNet:
     """The network with that mistake in its exchange ("lrn-across" is one of the table, not of the exchange)."""
+    wire = Wire(net.execution.crosses_as)
     if fault == "reduce-scatter":
-        net.exchange = SplitBackward(devices)
+        net.exchange = SplitBackward(devices, wire=wire)
     elif fault == "swap-halves":
-        net.exchange = OwnFirst(devices)
+        net.exchange = OwnFirst(devices, wire=wire)
     elif fault == "dropout-per-consumer":
-        net.exchange = DropoutPerConsumer(devices, net)
+        net.exchange = DropoutPerConsumer(devices, wire, net)
     return net

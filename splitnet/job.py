@@ -68,7 +68,7 @@ class RunOptions(RecipeOptions, NetworkOptions):
     compile: bool = option(False, "compile what a row computes (torch.compile: cuda and cpu)")
     keep_memory: bool = option(True, "let glibc keep freed memory for the next step (CPU)")
     machine: str | None = option(
-        None, "fake devices' clocks run as this pair of GPUs: a name of predict's table, a file, or here"
+        None, "fake devices' clocks run as this pair of GPUs (in float32): a name of predict's table, a file, or here"
     )
     seed: int = option(0, "of weights, order and dropout")
     threads: int | None = option(None, "CPU threads (PyTorch's choice)")

@@ -147,7 +147,7 @@ class Learner:
             view=self.job.view,
             reshuffle=options.shuffle == "epochs",
         )
-        bar = progress_bar(Console(quiet=not self.party.first), self._total, self.position.step)
+        bar = progress_bar(Console(quiet=not self.party.first), self._total, self.position.step, options.compile)
         with closing(records), bar as show, report.profile or nullcontext():  # no thread reads on after an error
             for record in records:
                 report.add(record)  # first: a checkpoint is never ahead of the records

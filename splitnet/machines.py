@@ -274,35 +274,39 @@ _LEAST, _MOST = 1e3, 1e18
 _KEYS = {entry.name: entry for entry in fields(Machine)}
 
 
-def machine(name: str) -> Machine:
-    """The machine of that name, or of a file. UsageError names what is wrong; `here` is not among them."""
+def machine(name: str, option: str = "--machine", here: bool = True) -> Machine:
+    """The machine of that name, or of a file. UsageError names what is wrong.
+
+    `here` is not among them; `here`: whether that can be said in its place.
+    """
     if name in MACHINES:
         return MACHINES[name]
     path = Path(name)
-    if path.suffix == ".json" or os.path.lexists(path):  # unlike Path.exists it is no error where nobody may look
-        return read(path)
-    raise UsageError(f"--machine {name}: no such machine or file (there are {', '.join(MACHINES)}, and {HERE})")
+    if name and (path.suffix == ".json" or os.path.lexists(path)):  # unlike Path.exists no error where nobody may look
+        return read(path, option)
+    there = f"{', '.join(MACHINES)}{f', and {HERE}' if here else ''}"
+    raise UsageError(f"{option} {name or repr(name)}: no such machine or file (there are {there})")
 
 
-def read(path: Path) -> Machine:
-    """The machine that a file describes. UsageError names the figure that is missing or cannot be."""
+def read(path: Path, option: str = "--machine") -> Machine:
+    """The machine that a file describes. UsageError names the figures that are missing, or one that cannot be."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise UsageError(f"--machine {path}: cannot be read ({error.strerror or error})") from error
+        raise UsageError(f"{option} {path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
-        raise UsageError(f"--machine {path}: is no JSON ({error})") from error
+        raise UsageError(f"{option} {path}: is no JSON ({error})") from error
     if not isinstance(found, dict):
-        raise UsageError(f"--machine {path}: an object of figures is wanted, not {type(found).__name__}")
+        raise UsageError(f"{option} {path}: an object of figures is wanted, not {type(found).__name__}")
     found = {"name": path.stem, **found}
     for key, value in found.items():
         if key not in _KEYS:
-            raise UsageError(f"--machine {path}: {key!r} is no figure of a machine (there are {', '.join(_KEYS)})")
+            raise UsageError(f"{option} {path}: {key!r} is no figure of a machine (there are {', '.join(_KEYS)})")
         if right := _instead(key, value):
-            raise UsageError(f"--machine {path}: {key} is {reprlib.repr(value)}, not {right}")
-    for key, entry in _KEYS.items():
-        if key not in found and entry.default is MISSING and entry.default_factory is MISSING:
-            raise UsageError(f"--machine {path}: {key} is missing")
+            raise UsageError(f"{option} {path}: {key} is {reprlib.repr(value)}, not {right}")
+    wanted = (key for key, entry in _KEYS.items() if entry.default is MISSING and entry.default_factory is MISSING)
+    if missing := [key for key in wanted if key not in found]:
+        raise UsageError(f"{option} {path}: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
     return Machine(**found)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +47,7 @@ def parse(
 
     `command` is the module's name below splitnet, or the path of a script. Text among `defaults` is read as if given.
     """
-    found = vars(_parser(options, command, description, defaults or {}).parse_intermixed_args(argv))
+    found = vars(_parser(options, command, description, defaults or {}).parse_intermixed_args(_words(argv)))
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
 
@@ -55,13 +56,24 @@ def given(
 ) -> dict[str, Any]:
     """The fields that a command line says something of, by name, unchecked but for their types."""
     unsaid = dict.fromkeys(entry.name for entry in fields(options))  # type: ignore[arg-type]
-    found = vars(_parser(options, command, description, unsaid).parse_intermixed_args(argv))
+    found = vars(_parser(options, command, description, unsaid).parse_intermixed_args(_words(argv)))
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _words(argv: Sequence[str] | None) -> list[str]:
+    """The command line; what begins like a negative number, "-3GB", belongs to the option in front of it."""
+    words: list[str] = []
+    for word in sys.argv[1:] if argv is None else argv:
+        if re.match(r"-\.?\d", word) and words and words[-1].startswith("--") and "=" not in words[-1]:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _parser(options: type, command: str, description: str, defaults: Mapping[str, Any]) -> "Parser":
     program = command if "/" in command else f"-m splitnet.{command}"
-    description = "\n".join(textwrap.fill(paragraph, 80) for paragraph in description.splitlines())
+    description = "\n\n".join(_reflowed(part) for part in description.strip().split("\n\n"))
     words = [_word(entry) for entry in fields(options) if "positional" in entry.metadata]
     usage = " ".join(["python", program, *words, "[options]"])
     raw = argparse.RawDescriptionHelpFormatter
@@ -71,6 +83,14 @@ def _parser(options: type, command: str, description: str, defaults: Mapping[str
         _add(parser, entry, hints[entry.name])
     parser.set_defaults(**defaults)
     return parser
+
+
+def _reflowed(paragraph: str) -> str:
+    """At 80 columns; a paragraph with an indented line, such as a command or a list, line by line."""
+    lines = paragraph.splitlines()
+    if any(line.startswith((" ", "- ")) for line in lines):
+        return "\n".join(lines)
+    return textwrap.fill(" ".join(lines), 80)
 
 
 def _add(parser: argparse.ArgumentParser, entry: "Field[Any]", hint: Any) -> None:

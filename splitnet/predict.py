@@ -5,6 +5,7 @@ What is assumed is marked *.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,8 @@ def paper(options: PredictOptions) -> Paper:
     """UsageError for what there is not."""
     table = preset(options.preset, options.towers, options.crosses)
     memory = None if options.memory is None else read_size(options.memory, "--memory")
+    if memory is not None and memory < 2**20:  # no GPU has so little
+        raise UsageError(f"--memory {options.memory}: is {memory:,} bytes; give a unit, such as 3GB")
     step = Step(options.batch_size, options.precision, options.wire, options.optimizer)
     found = calibrated(table, options) if options.machine == HERE else machine(options.machine)
     plain, overlapped = (costs.predicted(table, step, found, overlap) for overlap in (False, True))
@@ -274,6 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"--wire {options.wire}: nothing crosses with --towers 1")
         if options.threads is not None and options.machine != HERE:
             raise UsageError(f"--threads {options.threads}: is for --machine {HERE}, not {options.machine}")
+        if options.write is not None and os.path.lexists(options.write):
+            raise UsageError(f"--write {options.write}: is there already")
         if options.machines:
             console.print(listed(MACHINES.values()))
             return 0
@@ -286,12 +291,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(json.dumps(found.as_dict(), indent=2), highlight=False, soft_wrap=True, markup=False)
     else:
         show(found, console)
+        if options.write is not None:
+            console.print(f"Written: {options.write}", highlight=False, soft_wrap=True)
     return 0
 
 
 def write(path: Path, found: Machine) -> None:
     try:
-        path.write_text(as_json(found), "utf-8")
+        with path.open("x", encoding="utf-8") as file:
+            file.write(as_json(found))
     except OSError as error:
         raise UsageError(f"--write {path}: cannot be written ({error.strerror or error})") from error
 

@@ -15,16 +15,24 @@ ROOM = {"loss": 13, "speed": 19, "remaining": 8, "accuracy": 17}
 
 
 @contextmanager
-def progress_bar(console: Console, total: int, done: int = 0) -> Iterator[Any]:
-    """Yields what shows one step's record; `done` were made before."""
+def progress_bar(console: Console, total: int, done: int = 0, compiles: bool = False) -> Iterator[Any]:
+    """Yields what shows one step's record; `done` were made before. `compiles`: the first step does, and takes long."""
     columns = _columns(console.width, total)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total, completed=done, loss="-", accuracy="-", speed="-")
+        doing = (
+            " compiling" if compiles and console.width >= 60 else ""
+        )  # in the room of figures that are not there yet
+        task = progress.add_task("", total=total, completed=done, doing=doing, loss="-", accuracy="-", speed="-")
 
         def show(step: Step) -> None:
             speed = step.images / step.seconds
             progress.update(
-                task, advance=1, loss=f"{step.loss:.4f}", accuracy=f"{step.accuracy:.3f}", speed=f"{speed:.1f}"
+                task,
+                advance=1,
+                doing="",
+                loss=f"{step.loss:.4f}",
+                accuracy=f"{step.accuracy:.3f}",
+                speed=f"{speed:.1f}",
             )
 
         yield show
@@ -45,7 +53,9 @@ def _columns(width: int, total: int) -> list[ProgressColumn]:
         "accuracy": "accuracy {task.fields[accuracy]}",
         "speed": "{task.fields[speed]} images/s",
     }
-    columns: list[ProgressColumn] = [TextColumn(f"step {{task.completed:>{digits}}}/{{task.total}}")]
+    columns: list[ProgressColumn] = [
+        TextColumn(f"step {{task.completed:>{digits}}}/{{task.total}}{{task.fields[doing]}}")
+    ]
     if len(kept) == len(ROOM) and room > 5:
         columns.append(BarColumn(min(20, room - 1)))
     if kept:

@@ -71,7 +71,7 @@ def two(before: Summary, after: Summary, options: ReportOptions, console: Consol
 def _figures(rows: Sequence[Difference]) -> Table:
     table = Table(title="Figures, the largest difference first", box=box.SIMPLE_HEAD, pad_edge=False)
     table.title_justify, table.title_style = "left", "bold"
-    table.add_column("figure", no_wrap=True)  # it is a name for --fail-if
+    table.add_column("figure", overflow="fold")  # a name for --fail-if, and the one that gives way
     for name in ("before", "after", "difference"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

@@ -16,7 +16,7 @@ from splitnet.measure.lanes import UntiedError
 from splitnet.measure.profiler import Profile
 from splitnet.measure.ranks import RankTrace, write_ranks
 from splitnet.measure.records import RunFolder, environment, plain, read_learned, read_run, timestamp
-from splitnet.measure.summary import named
+from splitnet.measure.summary import computed, crossed, emulated_as, named
 from splitnet.parallel.capabilities import is_slow
 from splitnet.parallel.placement import describe
 from splitnet.party import Party
@@ -64,7 +64,7 @@ class Report:
             "classes": list(job.dataset.classes),
             "threads": torch.get_num_threads(),
             "allocator": job.allocator,
-            "machine": None if self.emulation is None else self.emulation.as_dict(),
+            "emulated": None if self.emulation is None else self.emulation.as_dict(),
             "parameters": architecture.parameters,
             "layers": [{"row": r.name, "parameters": r.parameters} for r in architecture.rows()],
             "bytes_exchanged_a_step": 0
@@ -74,7 +74,7 @@ class Report:
         }
         before = self._saved_on()
         self._write()
-        self.console.print(tables.devices(architecture, job.placement), highlight=False, soft_wrap=True)
+        self.console.print(tables.devices(architecture, job.placement, self._how()), highlight=False, soft_wrap=True)
         few = 0 < job.view.measured < len(job.dataset.train)
         of_few = f"The mean image, and colours, are of {job.view.measured:,} of them." * few
         for line in filter(None, (job.dataset.origin, of_few, job.other_names)):
@@ -98,6 +98,12 @@ class Report:
         if slow:
             self.console.print(f"{job.options.precision}: {SLOW}", highlight=False, soft_wrap=True)
         self.console.print(tables.layers(architecture, job.placement, batch, job.execution.itemsize))
+
+    def _how(self) -> list[str]:
+        """Options that change how a step is computed, or what clocks stand for."""
+        options = vars(self.job.options)
+        name = emulated_as(self.summary)
+        return [*computed(options), *crossed(options), *[f"emulated as {name}"] * bool(name)]
 
     def _saved_on(self) -> str:
         """Where a run that goes on was before, if that was elsewhere."""

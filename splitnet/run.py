@@ -11,12 +11,14 @@ from rich.console import Console
 
 from splitnet import emulation, fitting, tables
 from splitnet.comparison import WARM_UP, Training, compare
+from splitnet.compiling import without_cuda_notice
 from splitnet.errors import UsageError
 from splitnet.fitting import DoesNotFitError
 from splitnet.interrupts import Interrupts
 from splitnet.job import Job, prepare
 from splitnet.learning import Learner
 from splitnet.measure.records import RunFolder, plain, read_records, read_run
+from splitnet.measure.summary import heading
 from splitnet.options import fail, guarded
 from splitnet.parallel import links
 from splitnet.parallel import ranks as processes
@@ -66,9 +68,7 @@ def measure(job: Job, report: Report, stop: Stop) -> None:
         return
     for layout in comparison["layouts"]:
         if not all(map(isfinite, layout.get("losses", ()))):
-            raise DivergedError(
-                f"the comparison: the loss of {layout['layout']} is not finite; a smaller --lr may help"
-            )
+            raise DivergedError(f"the comparison: the loss of {heading(layout)} is not finite; a smaller --lr may help")
     if report.emulation is not None:
         replicas = max((layout.get("replicas", 0) for layout in comparison["layouts"]), default=0) or 2
         paper = emulation.predictions(job, report.emulation.machine, steps[0], replicas)
@@ -76,7 +76,7 @@ def measure(job: Job, report: Report, stop: Stop) -> None:
             layout["predicted"] = paper.get(layout["layout"])
     folder.write("compare", comparison)
     report.console.print(tables.results(comparison))
-    report.console.print(tables.notes(comparison), highlight=False)
+    report.console.print(tables.notes(comparison, vars(options)), highlight=False)
     if comparison["layouts"][0].get("exchanged"):
         report.console.print(tables.exchanges(comparison["layouts"][0]))
 
@@ -189,6 +189,8 @@ def open_folder(job: Job, party: Party) -> RunFolder | None:
 def start(argv: Sequence[str] | None, party: Party) -> Job:
     """All that comes before anything is written or told. UsageError for what a person got wrong."""
     options, checkpoint = read_options(__doc__ or "", argv, party)
+    if options.compile:
+        without_cuda_notice()
     job = prepare(options, party, checkpoint)
     emulation.check(options, job.placement)
     check_links(job)

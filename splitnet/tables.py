@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
@@ -11,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from splitnet.equality import Comparison
-from splitnet.measure.metrics import KINDS
+from splitnet.measure.metrics import KINDS, digits
 from splitnet.measure.summary import heading as heading_of
-from splitnet.measure.summary import named, on_layouts
+from splitnet.measure.summary import named, on_layouts, rounded
 from splitnet.network.architecture import Architecture, Row
 from splitnet.parallel.placement import Placement
 
@@ -65,11 +66,11 @@ def _shape(row: Row) -> str:
     return f"{out}×{sides[0]}×{sides[0]}" + (f" → {sides[-1]}×{sides[-1]}" if sides[-1] != sides[0] else "")
 
 
-def devices(architecture: Architecture, placement: Placement) -> str:
-    """The first line of the output: what was chosen, and why."""
+def devices(architecture: Architecture, placement: Placement, how: Iterable[str] = ()) -> str:
+    """The first line of the output: what was chosen and why, and `how` it is computed."""
     towers = architecture.towers
     what = "one tower" if towers == 1 else f"{towers} towers"
-    return f"{architecture.name}, {what} on {placement} ({placement.reason})"
+    return ", ".join([f"{architecture.name}, {what} on {placement} ({placement.reason})", *how])
 
 
 def tests(records: Iterable[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> Table:
@@ -137,12 +138,12 @@ def _result_rows(comparison: dict[str, Any], layouts: Sequence[dict[str, Any]]) 
     if not all(map(_fits, layouts)):
         yield "", ["" if _fits(layout) else "does not fit" for layout in layouts]
     yield "images/s", [_speed(layout.get("images_per_second")) for layout in layouts]
-    yield "step ms", [_spread(layout.get("step_ms"), 0) for layout in layouts]
+    yield "step ms", [_ms(layout.get("step_ms")) for layout in layouts]
     if _emulated(layouts):
-        yield "  emulated", [_spread(layout.get("device_step_ms"), 0) for layout in layouts]
-        yield "  exposed", [_spread(layout.get("exposed_ms"), 1) for layout in layouts]
+        yield "  emulated", [_ms(layout.get("device_step_ms")) for layout in layouts]
+        yield "  exposed", [_ms(layout.get("exposed_ms")) for layout in layouts]
     if any(layout.get("predicted") for layout in layouts):
-        yield "  on paper", [f"{p['step_ms']:,.1f}" if (p := layout.get("predicted")) else "" for layout in layouts]
+        yield "  on paper", [_on_paper(layout.get("predicted")) for layout in layouts]
     yield "parameters", [f"{layout['parameters']:,}" for layout in layouts]
     if len(layouts) > 1:
         [base] = [layout for layout in layouts if layout["layout"] == comparison["base"]]
@@ -172,8 +173,8 @@ def _emulated(layouts: Iterable[dict[str, Any]]) -> bool:
     return any(device.startswith("fake") for layout in layouts for device in layout["devices"])
 
 
-def notes(comparison: dict[str, Any]) -> str:
-    """What the figures of `results` stand for."""
+def notes(comparison: dict[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """What the figures of `results` stand for, where a run had such options."""
     layouts = comparison["layouts"]
     lines = ["Median and range."]
     if any(layout.get("memory") for layout in layouts):
@@ -181,10 +182,7 @@ def notes(comparison: dict[str, Any]) -> str:
     if any(layout.get("ratio") for layout in layouts) and len(layouts) > 1:
         lines[0] += " Ratios are taken round by round."
     if any(layout.get("loss_differences") for layout in layouts):
-        lines[0] += (
-            " Losses differ by float32 rounding, which grows with each update,"
-            " fastest under Adam: python -m splitnet.verify proves equality in float64."
-        )
+        lines[0] += f" {_differing(options)}"
     if beside := on_layouts(comparison):
         lines.append(beside)
     if _emulated(layouts):
@@ -197,6 +195,19 @@ def notes(comparison: dict[str, Any]) -> str:
     left_out = (layout for layout in layouts if not _fits(layout))
     lines += [f"Does not fit ({_name(layout)}): {layout['does_not_fit']}." for layout in left_out]
     return "\n".join(lines)
+
+
+def _differing(options: Mapping[str, Any]) -> str:
+    """Why losses of the same function differ, and what shows that they should not differ more."""
+    of = rounded(options)
+    text = (
+        f"Losses differ by {'the rounding of ' + ' and of '.join(of) if of else 'float32 rounding'}, which grows with"
+        " each update, fastest under Adam: python -m splitnet.verify proves equality in float64"
+    )
+    if not of:
+        return f"{text}."
+    flags = [f"--{name} {options[name]}" for name in ("precision", "wire") if options.get(name)]
+    return f"{text} without {'it' if len(of) == 1 else 'them'}, and agreement within tolerances with {' '.join(flags)}."
 
 
 def exchanges(layout: dict[str, Any]) -> Table:
@@ -214,11 +225,20 @@ def _speed(spread: dict[str, float] | None) -> str:
     return _spread(spread, 1 if spread is None or spread["greatest"] < 1000 else 0)
 
 
-def _spread(spread: dict[str, float] | None, digits: int) -> str:
+def _ms(spread: dict[str, float] | None) -> str:
+    """Three digits, and none behind the point from 100 ms on."""
+    return "" if spread is None else _spread(spread, digits(spread["median"]) if spread["median"] else 1)
+
+
+def _on_paper(predicted: dict[str, float] | None) -> str:
+    return f"{(ms := predicted['step_ms']):,.{digits(ms)}f}" if predicted else ""
+
+
+def _spread(spread: dict[str, float] | None, places: int) -> str:
     if spread is None:
         return ""
-    least, greatest = f"{spread['least']:.{digits}f}", f"{spread['greatest']:.{digits}f}"
-    median = f"{spread['median']:.{digits}f}"
+    least, greatest = f"{spread['least']:.{places}f}", f"{spread['greatest']:.{places}f}"
+    median = f"{spread['median']:.{places}f}"
     return median if least == greatest else f"{median}\n({least}-{greatest})"
 
 
@@ -230,9 +250,10 @@ def _table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
 
 
-def differences(rows: Iterable[Comparison], tolerances: Mapping[str, float], precision: str, steps: int) -> Table:
+def differences(rows: Iterable[Comparison], tolerances: Mapping[str, float], how: Sequence[str], steps: int) -> Table:
     """Every row's largest difference from the whole network, the worst first."""
-    table = _table(f"Differences over {steps} steps of SGD with momentum, relative to the norm, {precision}")
+    told = ", ".join(how)
+    table = _table(f"Differences over {steps} steps of SGD with momentum, relative to the norm, {told}")
     table.add_column("row")
     for kind, tolerance in tolerances.items():
         table.add_column(f"{kind}\nup to {tolerance:g}", justify="right")

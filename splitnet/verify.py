@@ -10,8 +10,10 @@ import torch
 from rich.console import Console
 
 from splitnet import tables
+from splitnet.compiling import without_cuda_notice
 from splitnet.equality import (
     STEPS,
+    TOLERANCES,
     Comparison,
     Trial,
     across_the_seam,
@@ -23,6 +25,7 @@ from splitnet.equality import (
 )
 from splitnet.errors import UsageError
 from splitnet.faults import FAULTS, broken, check_has_place
+from splitnet.measure.summary import crossed
 from splitnet.network.architecture import Architecture
 from splitnet.network.execution import Execution, Precision, Wire
 from splitnet.network.presets import preset, presets
@@ -31,6 +34,7 @@ from splitnet.parallel.capabilities import check_execution
 from splitnet.parallel.placement import Placement, host, place
 
 PRECISIONS = ("float64", *get_args(Precision))
+PLAIN = ("float64", None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,12 @@ class VerifyOptions:
         check_bounds(self, {"batch_size": (2, 65536), "seed": (0, LARGEST), "threads": (1, 1024)})
 
     @property
+    def how(self) -> list[str]:
+        """What is proven: the precision, and options that are not as usual."""
+        compiled = ["compiled"] * self.compile
+        return [self.precision, *crossed(vars(self)), *compiled]
+
+    @property
     def execution(self) -> Execution:
         """Of the towers. Proofs in float64 turn the whole network into that."""
         precision: Any = "float32" if self.precision == "float64" else self.precision
@@ -66,10 +76,18 @@ def check(options: VerifyOptions) -> tuple[Architecture, Placement]:
     architecture = preset(options.preset, options.towers, options.crosses)
     if options.break_ is not None:
         check_has_place(options.break_, architecture)
-        if options.precision != "float64":  # whose tolerances are too wide to show every mistake a thousandfold
-            raise UsageError(f"--break {options.break_} --precision {options.precision}: mistakes are shown in float64")
-        if options.execution != Execution():
-            raise UsageError(f"--break {options.break_}: mistakes are shown without --wire, --overlap and --compile")
+        rounds = [f"--{n} {v}" for n, v in vars(options).items() if n in ("precision", "wire") and v not in PLAIN]
+        if options.break_ == "lrn-across" and rounds:
+            raise UsageError(
+                f"--break lrn-across {' '.join(rounds)}: it moves outputs and gradients by no more than that may round;"
+                " it is shown in float64, without a wire"
+            )
+        if options.overlap or options.compile:
+            asked = "--overlap" if options.overlap else "--compile"
+            raise UsageError(
+                f"--break {options.break_} {asked}: the mistake is made in crossings that a row waits for, and in rows"
+                " as they are; it is shown without --overlap and --compile"
+            )
     placement = place(architecture, None if options.devices is None else options.devices.split(","))
     if placement.whole:
         raise UsageError(
@@ -139,20 +157,24 @@ def prove(proof: Proof, console: Console) -> bool:
     options, tolerances = proof.options, proof.tolerances
     towers = proof.towers()
     rows = proof.against_whole(towers)
-    console.print(tables.differences(rows, tolerances, options.precision, STEPS))
+    console.print(tables.differences(rows, tolerances, options.how, STEPS))
     worst = rows[0].excess(tolerances)
     equal = worst <= 1
-    console.print(
-        f"Towers {'equal' if equal else 'do NOT equal'} the whole network on {proof.placement.devices[0]}:"
-        f" the worst is {worst:.2g} times its tolerance ({rows[0].row}).",
-        highlight=False,
-    )
+    whole = f"the whole network on {proof.placement.devices[0]}"
+    if tolerances is TOLERANCES["float64"]:
+        found = f"{'equal' if equal else 'do NOT equal'} {whole}"
+    else:  # where so much is rounded, nothing is shown to be equal
+        found = f"{'agree' if equal else 'do NOT agree'} with {whole} within the tolerances above"
+        found += f" ({', '.join(options.how)})"
+    console.print(f"Towers {found}: the worst is {worst:.2g} times its tolerance ({rows[0].row}).", highlight=False)
     for device, wrong in proof.against_towers(towers):
         equal = equal and not wrong
         found = "equal bit for bit" if not wrong else f"NOT equal in {len(wrong)} places, first {wrong[0]}"
         console.print(f"Towers on {proof.placement} and all on {device}: {found}.", highlight=False)
     if options.break_ is not None:
-        found = f"found, {worst:.2g} times the tolerance" if worst >= 1000 else "NOT found a thousandfold"
+        exact = tolerances is TOLERANCES["float64"]
+        enough, told = (1000, "NOT found a thousandfold") if exact else (1, "NOT found")
+        found = f"found, {worst:.2g} times the tolerance" if worst > enough else told
         console.print(f"Broken on purpose ({options.break_}: {FAULTS[options.break_]}): {found}.", highlight=False)
     return equal
 
@@ -165,7 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         architecture, placement = check(options)
-        console.print(tables.devices(architecture, placement), highlight=False, soft_wrap=True)
+        console.print(tables.devices(architecture, placement, options.how), highlight=False, soft_wrap=True)
+        if options.compile:
+            without_cuda_notice()
         with exact_kernels():
             return 0 if prove(Proof(options, architecture, placement), console) else 1
     except UsageError as error:

@@ -28,6 +28,19 @@ def described(tmp_path):
     return write
 
 
+def test_all_missing_figures_are_named(described):
+    with pytest.raises(UsageError, match=r"mine.json: float32, memory_bandwidth, memory, link are missing$"):
+        described({})
+
+
+def test_a_command_names_its_own_option():
+    with pytest.raises(
+        UsageError, match=r"^--machines here: no such machine or file \(there are gtx580-pcie2"
+    ) as caught:
+        machine("here", "--machines", here=False)
+    assert "and here" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("figure", FIGURES)
 def test_every_figure_has_a_source(name, figure):

@@ -67,6 +67,31 @@ def test_runs_that_did_not_do_the_same_are_warned_of():
     assert unlike(Summary("a", runs.RUN), Summary("b", runs.RUN | {"commit": "89"})) == ""
 
 
+def emulated(**figures):
+    machine = {"speed": 800.0, "name": "h100-pcie4", "gpu": "H100", "link": 3.15e10, "both_ways": True, "measured": {}}
+    return Summary("b", runs.RUN | {"emulated": machine | {"sources": {"link": "a slot"}} | figures})
+
+
+def test_another_machine_is_named_and_warned_of():
+    plain, other, slower = Summary("a", runs.RUN), emulated(), emulated(name="mine", link=1e10)
+    assert circumstances(plain, other) == [("emulated machine", None, "h100-pcie4")]
+    assert circumstances(other, slower) == [
+        ("emulated machine", "h100-pcie4", "mine"),
+        ("emulated link", 3.15e10, 1e10),
+    ]
+    assert unlike(plain, other) == (
+        "Devices' clocks are those of this CPU before and of h100-pcie4 after: their ms do not compare."
+    )
+    assert unlike(other, other) == ""
+
+
+def test_a_machine_in_a_report_is_a_line(tmp_path):
+    found = summarise(runs.write(tmp_path / "a", run=emulated().run))
+    [line] = [line for line in markdown.markdown(found).splitlines() if line.startswith("| emulated ")]
+    assert "h100-pcie4 (H100), 31.5 GB/s between two, clocks 800 times as fast as this CPU" in line
+    assert "a slot" not in line
+
+
 def test_as_markdown(tmp_path):
     compare = runs.comparison(images_per_second=runs.spread(8.0))
     before, after = (summarise(runs.write(tmp_path / name, compare=c)) for name, c in (("one", None), ("two", compare)))

@@ -127,12 +127,33 @@ def test_a_verdict_with_everything(summary):
     )
 
 
+def test_the_verdict_says_how_it_was_computed(tmp_path):
+    options = {"precision": "bf16", "compile": True, "wire": "float16", "overlap": True}
+    told = verdict(tmp_path, runs.RUN | {"options": runs.RUN["options"] | options})
+    assert told.startswith("Two towers on fake:0 and fake:1 (emulated, float16 on the wire, overlap) train 2.00 times")
+    assert "(both in bf16, compiled; in this CPU's time, 99 % interval" in told
+    alone = verdict(tmp_path, runs.RUN | {"options": runs.RUN["options"] | options}, compare={})
+    assert alone.startswith("Two towers on fake:0 and fake:1 (emulated, bf16, compiled, float16 on the wire, overlap) ")
+
+
+def test_the_clocks_of_an_emulated_machine_lead(tmp_path):
+    run = runs.RUN | {"emulated": {"name": "h100-pcie4", "speed": 800.0}}
+    assert verdict(tmp_path, run).startswith(
+        "Two towers on fake:0 and fake:1 (emulated as h100-pcie4) train 4.00 times as fast as the same network on one"
+        " device (on the clocks of h100-pcie4, range 4.00-4.00; in this CPU's time 2.00 times, 99 % interval 1.70-2.30,"
+        " n 5) and need 50 % "
+    )
+    here = runs.RUN | {"emulated": {"name": "here", "speed": None}}
+    assert "(emulated) train 2.00 times" in verdict(tmp_path, here)
+
+
 def on_gpus(run=runs.RUN):
     return run | {"devices": [{"device": "cuda:0"}, {"device": "cuda:1"}]}
 
 
 def verdict(tmp_path, run=runs.RUN, **settings):
-    return summarise(runs.write(tmp_path / "v", run=run, **settings)).verdict
+    number = len(list(tmp_path.iterdir()))
+    return summarise(runs.write(tmp_path / f"v{number}", run=run, **settings)).verdict
 
 
 def test_replicas_are_told_beside(tmp_path):

@@ -53,6 +53,22 @@ def test_a_wrong_word_is_one_line(words, message):
     assert str(refusal.value).replace("choose from a, b", "choose from 'a', 'b'") == message
 
 
+def test_what_begins_like_a_negative_number_is_a_value():
+    assert parse(Some, "some", "", ["--where-to", "-3GB", "--rate", "-2"]) == Some(rate=-2.0, where_to=Path("-3GB"))
+
+
+def test_help_is_reflowed_and_commands_stay(capsys):
+    text = (
+        "Claim: " + 30 * "word " + "\n" + 30 * "more " + "\n\n    python experiments/some.py [--count 3] [--rate X]\n"
+    )
+    with pytest.raises(SystemExit):
+        parse(Some, "experiments/some.py", text, ["--help"])
+    lines = capsys.readouterr().out.partition("\noptions:")[0].splitlines()[2:]
+    told = lines[: lines.index("")]
+    assert all(60 < len(line) <= 80 for line in told[:-1])  # none is left short in the middle
+    assert "    python experiments/some.py [--count 3] [--rate X]" in lines
+
+
 def test_refusing_prints_one_line_and_exits_with_2(capsys):
     assert refuse(UsageError("--count x: a number")) == 2
     assert capsys.readouterr().err == "splitnet: error: --count x: a number\n"

@@ -114,7 +114,8 @@ def test_as_data(run):
 
 def test_a_machine_is_written_and_read(run, tmp_path):
     path = tmp_path / "mine.json"
-    assert run("--machine", "h100-pcie4", "--write", str(path))[0] == 0
+    code, out, _ = run("--machine", "h100-pcie4", "--write", str(path))
+    assert (code, out.splitlines()[-1]) == (0, f"Written: {path}")
     assert machine(str(path)) == MACHINES["h100-pcie4"]
     description = json.loads(path.read_text()) | {"link": 1e9}
     path.write_text(json.dumps(description))
@@ -131,6 +132,10 @@ WRONG = [
     (("--towers", "3"), "--towers 3: conv2 has 256 channels"),
     (("--batch-size", "0"), "--batch-size 0: at least 1"),
     (("--memory", "much"), "--memory much: a size such as"),
+    (("--memory", "-3GB"), "--memory -3GB: a size such as"),
+    (("--memory", "3"), "--memory 3: is 3 bytes; give a unit, such as 3GB"),
+    (("--machine", ""), "--machine '': no such machine or file (there are gtx580-pcie2, "),
+    (("--write", "/dev/null"), "--write /dev/null: is there already"),
     (("--wire", "int8"), "--wire: invalid choice: 'int8'"),
     (("--write", "/nowhere/x.json"), "--write /nowhere/x.json: cannot be written"),
     (("--crosses", "conv9"), "--crosses conv9: conv9 is no row of alexnet"),

@@ -187,6 +187,20 @@ def test_a_comparison_as_files(folder, slower, tmp_path, capsys):
     assert (tmp_path / "out" / "difference.md").read_text().startswith("# first and second")
 
 
+def test_verdicts_and_units_survive_80_columns(tmp_path, capsys):
+    """Names, which are long, give way."""
+    folders = []
+    for name, size in (("a", 5), ("b", 30000)):
+        compare = runs.with_replicas()
+        compare["layouts"][0]["exchanged"] = [{"row": "a_row_with_a_long_name" * 2, "measured": size, "derived": size}]
+        folders.append(runs.write(tmp_path / name, compare=compare))
+    out = ran(capsys, *folders)[1]
+    assert all(len(line) <= 80 for line in out.splitlines())
+    [line] = [line for line in out.splitlines() if "+599,900.0 %" in line and "worse" in line][:1]
+    assert "5 bytes" in line
+    assert "…" not in out
+
+
 # The gate
 
 

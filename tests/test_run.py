@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 
 from splitnet import job, learning, progress, reporting, run
 from splitnet.comparison import WARM_UP
+from splitnet.compiling import without_cuda_notice
 from splitnet.errors import UsageError
 from splitnet.measure import page_tables, timeline
 from splitnet.measure.records import read_steps
@@ -579,6 +581,7 @@ BAD = [
         "a device for each",
     ),
     ("--machine {tmp}/no.json", "--machine {tmp}/no.json: cannot be read"),
+    ("--machine h100-pcie4 --devices cpu,cpu", "--machine h100-pcie4: is for fake devices and GPUs, not for cpu, cpu"),
     ("--machine h100-pcie4 --precision bf16", "--machine h100-pcie4 --precision bf16: emulated in float32"),
     (f"{L} --devices cpu --machine here", "--machine here: is for fake devices and GPUs, not for cpu"),
     (f"{L} --wire bf16", "--wire bf16: nothing crosses in lenet"),
@@ -832,6 +835,27 @@ def test_the_progress_bar_is_one_line_of_the_terminal_and_keeps_its_count(width)
     assert ("━" in text) == (width >= 80)
 
 
+@pytest.mark.parametrize("width", [50, 60, 80])
+def test_a_bar_says_while_the_first_step_compiles(width):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width)
+    with progress.progress_bar(console, 4000, compiles=True) as show:
+        show(Step(48, 0, 2.2814, 0.125, 128, 23.0))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    drawn = [line for line in re.split(r"[\r\n]+", text) if "step" in line]
+    assert ("/4000 compiling" in drawn[0]) == (width >= 60)
+    assert "compiling" not in drawn[-1]
+    assert all(len(line.rstrip()) <= width for line in drawn)
+
+
+def test_that_no_gpu_is_there_is_not_warned_of(caplog):
+    without_cuda_notice()
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+    logger.warning("another")
+    assert [record.getMessage() for record in caplog.records] == ["another"]
+
+
 WITHOUT = """
 import sys
 for name in ("plotly", "viztracer", "torch_tb_profiler", "matplotlib", "pandas"):
@@ -896,7 +920,15 @@ def test_precision_wire_and_overlap_are_the_runs(go, monkeypatch):
     for layout in layouts.values():
         assert layout["predicted"]["step_ms"] > layout["predicted"]["exposed_ms"] >= 0
     assert layouts["towers"]["predicted"]["exposed_ms"] <= layouts["waiting"]["predicted"]["exposed_ms"]
-    machine = ran.json("run")["machine"]
+    how = ", bf16 on the wire, overlap, emulated as gtx580-pcie2"
+    assert ran.out.splitlines()[0].endswith(how)
+    words = " ".join(ran.out.split())
+    assert "Losses differ by the rounding of bf16 on the wire, which grows" in words
+    assert (
+        "equality in float64 without it, and agreement within tolerances with --precision float32 --wire bf16." in words
+    )
+    assert "cores" in ran.json("run")["machine"]
+    machine = ran.json("run")["emulated"]
     assert (machine["name"], machine["speed"] > 1) == ("gtx580-pcie2", True)
     assert layouts["whole"]["device_step_ms"]["median"] < layouts["whole"]["step_ms"]["median"] / 2
     assert "Emulated: GeForce GTX 580 3 GB, " in ran.out
@@ -904,6 +936,10 @@ def test_precision_wire_and_overlap_are_the_runs(go, monkeypatch):
     assert "## Exposed communication" in report
     assert "| no overlap, fake:0, fake:1" in report
     assert "exposed on paper" in report
+    assert "a launch of 7 us for each operation" in report
+    assert max(map(len, report.partition("## Environment")[2].splitlines())) < 1000
+    paper = next(line for line in ran.out.splitlines() if line.strip().startswith("on paper"))
+    assert all(len(figure.replace(".", "")) >= 3 for figure in paper.split()[2:]), paper
     page = (ran.folder / "report.html").read_text()
     assert "Exposed communication of a step" in page
     assert "…" not in ran.out.partition("Training steps")[2].partition("Median and range")[0]
@@ -913,7 +949,7 @@ def test_the_machine_at_hand_keeps_the_clocks_and_is_on_paper(go, monkeypatch):
     shrink(monkeypatch)
     ran = go(*SMALL, "--steps", "1", "--machine", "here")
     assert ran.code == 0, ran.err
-    assert ran.json("run")["machine"]["speed"] is None
+    assert ran.json("run")["emulated"]["speed"] is None
     assert "On paper: this CPU" in ran.out
     layouts = ran.json("compare")["layouts"]
     assert all(layout["predicted"]["peak"] for layout in layouts)

@@ -22,6 +22,7 @@ sys.path.append(str(ROOT / "experiments"))  # as for a script there
 import contenders  # noqa: E402
 import contest  # noqa: E402
 import growth  # noqa: E402
+import response_norm  # noqa: E402
 import small_contenders  # noqa: E402
 import speed  # noqa: E402
 from contenders import CONTENDERS, Multiplication, Product, load_whole, plain_network, products  # noqa: E402
@@ -322,3 +323,15 @@ def test_bf16_is_left_out_where_the_cpu_has_none(monkeypatch, lacks):
     if lacks:
         with pytest.raises(splitnet.UsageError, match="--only ours-bf16: no bf16 here"):
             speed.chosen(speed.Options(only="ours-bf16"))
+
+
+@pytest.mark.parametrize(("ratios", "said"), [([0.4, 0.41, 0.4], "shown"), ([0.4, 0.7, 0.3], "not shown")])
+def test_norms_say_whether_their_claim_is_shown(ratios, said):
+    """By the interval, not by the median."""
+    assert response_norm.verdict(response_norm.Ratio.of(ratios)) == f"at most 0.5: {said}"
+
+
+def test_help_names_the_contenders(capsys):
+    with pytest.raises(SystemExit):
+        speed.parse(speed.Options, "experiments/speed.py", "", ["--help"])
+    assert "ours-whole" in capsys.readouterr().out

@@ -139,6 +139,19 @@ def test_every_execution_is_proven_alone_and_together(prove, name, devices, how)
     code, out, err = prove("--preset", name, "--devices", devices, *how.split())
     assert (code, err) == (0, ""), out
     assert "bit for bit" in out
+    exact = how == "--overlap"
+    words = " ".join(out.split())
+    assert ("Towers equal the whole network" in words) == exact
+    assert ("within the tolerances above (" in words) == (not exact)
+
+
+def test_a_log_says_what_was_proven(prove):
+    how = "--precision bf16 --wire float16 --overlap"
+    _, out, _ = prove("--devices", "cpu,cpu", *how.split())
+    assert out.splitlines()[0].endswith(" on cpu, cpu (as asked), bf16, float16 on the wire, overlap")
+    words = " ".join(out.split())
+    assert "relative to the norm, bf16, float16 on the wire, overlap" in words
+    assert "within the tolerances above (bf16, float16 on the wire, overlap): the worst is " in words
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of the compiler itself
@@ -149,7 +162,8 @@ def test_compiled_rows_are_proven_alone_and_with_all_else(prove, how):
         pytest.skip("torch.compile needs a C++ compiler on the CPU, and there is no g++")
     code, out, _ = prove("--preset", "alexnet", "--devices", "cpu,cpu", *how.split())
     assert code == 0, out
-    assert "Towers equal the whole network on cpu" in " ".join(out.split())
+    said = "agree with" if "bf16" in how else "equal"
+    assert f"Towers {said} the whole network on cpu" in " ".join(out.split())
 
 
 def test_a_wire_that_loses_more_than_it_should_is_found(prove, monkeypatch):
@@ -157,7 +171,27 @@ def test_a_wire_that_loses_more_than_it_should_is_found(prove, monkeypatch):
     monkeypatch.setattr(LocalWay, "returned", lambda self: 0 * self._finished("backward"))
     code, out, _ = prove("--preset", "fashion", "--wire", "bf16", "--overlap")
     assert code == 1
-    assert "Towers do NOT equal the whole network" in out
+    assert "Towers do NOT agree with the whole network" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("how", "fault"),
+    quick(
+        product(
+            ["--precision float32", "--precision bf16", "--wire float16", "--precision bf16 --wire float16"],
+            ["reduce-scatter", "swap-halves", "dropout-per-consumer"],
+        ),
+        ("--precision bf16", "reduce-scatter"),
+        ("--precision bf16 --wire float16", "reduce-scatter"),
+        ("--wire float16", "swap-halves"),
+    ),
+)
+def test_a_deliberate_fault_is_found_within_wide_tolerances(prove, how, fault):
+    code, out, _ = prove("--devices", "cpu,cpu", "--break", fault, *how.split())
+    assert code == 1
+    words = " ".join(out.split())
+    assert re.search(r"\): found, \S+ times the tolerance\.$", words), words
+    assert float(words.partition("the worst is ")[2].split()[0]) > 2
 
 
 @pytest.mark.parametrize(
@@ -255,7 +289,9 @@ BAD = {
     "--precision tf32": ["--precision tf32", "fake:0 has no tf32"],
     "--wire int8": ["--wire", "int8", "float16"],
     "--compile": ["--compile", "fake:0"],
-    "--break reduce-scatter --overlap": ["--break reduce-scatter", "without --wire, --overlap and --compile"],
+    "--break reduce-scatter --overlap": ["--break reduce-scatter --overlap", "without --overlap and --compile"],
+    "--break lrn-across --preset alexnet --wire bf16": ["--break lrn-across --wire bf16", "than that may round"],
+    "--break lrn-across --preset alexnet --precision bf16": ["--break lrn-across --precision bf16"],
     "--batch-size 0": ["--batch-size 0"],
     "--batch-size 1": ["--batch-size 1"],
     "--seed -1": ["--seed -1"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from splitnet.errors import UsageError
 from splitnet.measure.metrics import Metric, figure
-from splitnet.measure.summary import Summary
+from splitnet.measure.summary import Summary, emulated_as, emulated_machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,9 @@ def unpaired(before: Summary, after: Summary) -> tuple[list[str], list[str]]:
 def circumstances(before: Summary, after: Summary) -> list[tuple[str, Any, Any]]:
     """What else differs: (option or fact, in the first run, in the second)."""
     one, two = (_options(run) | _facts(run) for run in (before, after))
+    first, second = (emulated_machine(run.run) for run in (before, after))
+    if first and second:  # of machines that both are given, what differs; else the name says all
+        one, two = (told | _figures(found) for told, found in ((one, first), (two, second)))
     return [(name, one.get(name), two.get(name)) for name in one | two if one.get(name) != two.get(name)]
 
 
@@ -76,8 +79,13 @@ WORKLOAD = ("preset", "towers", "crosses", "devices", "data", "batch_size", "ste
 def unlike(before: Summary, after: Summary) -> str:
     """A warning where the runs did not do the same; "" where they did."""
     one, two = (run.run["options"] for run in (before, after))
+    clocks = [emulated_as(run.run) or "this CPU" for run in (before, after)]
+    others = ""
+    if clocks[0] != clocks[1] and before.emulated and after.emulated:
+        others = f"Devices' clocks are those of {clocks[0]} before and of {clocks[1]} after: their ms do not compare."
     names = [f"--{name.replace('_', '-')}" for name in WORKLOAD if one.get(name) != two.get(name)]
-    return f"Not like with like: {', '.join(names)} differ{'s' * (len(names) == 1)}." if names else ""
+    told = f"Not like with like: {', '.join(names)} differ{'s' * (len(names) == 1)}." if names else ""
+    return " ".join(filter(None, (told, others)))
 
 
 def _options(run: Summary) -> dict[str, Any]:
@@ -86,11 +94,19 @@ def _options(run: Summary) -> dict[str, Any]:
 
 
 def _facts(run: Summary) -> dict[str, Any]:
-    packages, machine = run.run.get("packages"), run.run.get("machine")
+    packages, machine, emulated = run.run.get("packages"), run.run.get("machine"), emulated_machine(run.run)
     facts = {name: run.run.get(name) for name in ("commit", "python", "data", "threads", "load")}
-    for held in (packages, machine):
+    if emulated:
+        facts["emulated machine"] = emulated.get("name")
+    for held in (packages, None if machine is emulated else machine):
         facts |= held if isinstance(held, dict) else {}
     return facts | {"devices": ", ".join(entry["device"] for entry in run.run["devices"])}
+
+
+def _figures(machine: dict[str, Any]) -> dict[str, Any]:
+    """By name, as those of the machine that is emulated; where they are from is no figure."""
+    known = {name: held for name, held in machine.items() if isinstance(held, int | float)}
+    return {f"emulated {name.replace('_', ' ')}": held for name, held in known.items()}
 
 
 # The gate

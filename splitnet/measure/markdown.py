@@ -1,6 +1,6 @@
 """A run, or the difference of two, as Markdown: the page's content for a terminal or a pull request."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -8,7 +8,16 @@ from splitnet.measure import learned_pictures, learned_text, metrics, paper
 from splitnet.measure.difference import Difference, circumstances, differences, unlike, unpaired
 from splitnet.measure.metrics import KINDS, MIB, SHARES, figure, rate_rows, test_rows
 from splitnet.measure.pictures import pictures
-from splitnet.measure.summary import Summary, fits, heading, on_layouts, other_load, timed
+from splitnet.measure.summary import (
+    Summary,
+    emulated_machine,
+    fits,
+    heading,
+    machine_told,
+    on_layouts,
+    other_load,
+    timed,
+)
 
 EMULATED = (
     "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's; the devices'"
@@ -77,7 +86,8 @@ def _speed(summary: Summary) -> Iterator[str]:
         spreads += [layout.get("exposed_ms")] * exposed
         ratio = _ratio(layout.get("ratio"))
         parameters = layout.get("parameters")
-        told = [_spread(spread, digits) for spread, digits in zip(spreads, (1, 0, 0, 2), strict=False)]
+        shown = (1, *(0 if spread is None else metrics.digits(spread["median"]) for spread in spreads[1:]))
+        told = [_spread(spread, digits) for spread, digits in zip(spreads, shown, strict=True)]
         rows.append([heading(layout), *told, ratio, "" if parameters is None else f"{parameters:,}"])
     base = summary.comparison["base"] if summary.comparison else ""
     known = any((layout.get("ratio") or {}).get("low") is not None for layout in summary.measured)
@@ -230,12 +240,17 @@ def _environment(summary: Summary) -> Iterator[str]:
     run, rows = summary.run, []
     for name, held in run.items():
         if name not in ("schema", "options", "command", "layers") and held not in (None, {}, []):
-            rows.append([name.replace("_", " "), value(held)])
+            rows.append([name.replace("_", " "), fact(run, held)])
     yield table(["", "value"], rows, left=2)
     given = {name: held for name, held in run["options"].items() if held is not None}
     yield table(["option", "value"], [[f"--{n.replace('_', '-')}", value(v)] for n, v in given.items()], left=2)
     if summary.command:
         yield "```\n" + summary.command.replace("```", "'''") + "\n```"
+
+
+def fact(run: Mapping[str, Any], held: Any) -> str:
+    """One of a run's record, as text; of a machine its name and main figures."""
+    return machine_told(held) if held and held is emulated_machine(run) else value(held)
 
 
 def value(held: Any) -> str:

@@ -217,6 +217,11 @@ def row_times(timeline: Timeline) -> dict[tuple[str, str], list[float]]:
     return {key: [slowest.get(key, 0.0) for slowest in steps] for key in found}
 
 
+def digits(milliseconds: float) -> int:
+    """Places that show three digits of it, and no more than four."""
+    return 0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2 if milliseconds >= 1 else 3
+
+
 def figure(value: float, unit: str) -> str:
     """A figure with its unit, short."""
     if unit == "bytes":

@@ -1,11 +1,11 @@
 """Tables of the page that stand without a chart, each with what is said about it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from splitnet.measure.elements import Bar, Table
-from splitnet.measure.markdown import SHARED, medians, value
+from splitnet.measure.markdown import SHARED, fact, medians, value
 from splitnet.measure.metrics import rate_rows, test_rows
 from splitnet.measure.summary import Summary
 from splitnet.measure.timeline import Lane
@@ -147,12 +147,18 @@ def rates(summary: Summary) -> Table:
 def environment(summary: Summary) -> tuple[Table, Table]:
     """What the run says of itself, and its options."""
     apart = ("schema", "options", "command", "layers")
-    told = ((name.replace("_", " "), held) for name, held in summary.run.items() if name not in apart)
+    told = (
+        (name.replace("_", " "), _fact(summary.run, held)) for name, held in summary.run.items() if name not in apart
+    )
     options = ((f"--{name.replace('_', '-')}", held) for name, held in summary.run["options"].items())
     return (
         Table("Environment", ["of the run", "value"], _told(told), left=2),
         Table("Options", ["option", "value"], _told(options), left=2),
     )
+
+
+def _fact(run: Mapping[str, Any], held: Any) -> Any:
+    return held if held in (None, {}, []) else fact(run, held)
 
 
 def _told(facts: Iterable[tuple[str, Any]]) -> list[list[str]]:

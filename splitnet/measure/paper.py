@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from splitnet.measure.metrics import MIB
-from splitnet.measure.summary import Summary, fits, heading
+from splitnet.measure.summary import Summary, emulated_as, emulated_machine, fits, heading
 
 MEASURED = ("layout", "step ms", "exposed ms", "peak MiB")
 ON_PAPER = ("step on paper", "paper / measured", "exposed on paper", "peak on paper")
@@ -28,7 +28,19 @@ def rows(summary: Summary) -> list[list[str]]:
 
 
 def text(summary: Summary) -> str:
-    return f"{EXPOSED} {WHAT}" if len(headings(summary)) > len(MEASURED) else EXPOSED
+    on_paper = len(headings(summary)) > len(MEASURED)
+    return " ".join([EXPOSED, *[WHAT] * on_paper, *[_apart(summary)] * (on_paper and bool(emulated_as(summary.run)))])
+
+
+def _apart(summary: Summary) -> str:
+    """Why paper and the clocks differ, beyond what either has wrong."""
+    launch = emulated_machine(summary.run).get("launch")
+    cost = f" of {1e6 * launch:,.3g} us" if isinstance(launch, int | float) else ""
+    return (
+        "Clocks divide this CPU's times by one factor, that of products: what is bound by memory keeps this CPU's"
+        f" proportion, and starting an operation costs nothing. Paper has the machine's memory, and a launch{cost}"
+        " for each operation, which is most of a small batch's step."
+    )
 
 
 def _step(layout: Mapping[str, Any]) -> float:

@@ -1,7 +1,7 @@
 """A run in short: its files read, its figures by name, and one sentence on what came out."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -240,6 +240,61 @@ def heading(layout: dict[str, Any], device: str = "") -> str:
     return f"{name}, {where}" if where else name
 
 
+# How it is computed
+
+
+def emulated_machine(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of the machine that a run was beside on paper, and whose clocks its devices kept; {} if none."""
+    found = run.get("emulated", run.get("machine"))  # until it had a name of its own it was written over the host's
+    return found if isinstance(found, dict) and "speed" in found else {}
+
+
+def emulated_as(run: Mapping[str, Any]) -> str:
+    """The machine in whose proportions fake devices' clocks run; "" where they run as this CPU."""
+    found = emulated_machine(run)
+    return str(found.get("name") or "") if found.get("speed") else ""
+
+
+FIGURES = (
+    ("float32", 1e12, "TFLOP/s"),
+    ("memory_bandwidth", 1e9, "GB/s of memory"),
+    ("link", 1e9, "GB/s between two"),
+    ("latency", 1e-6, "us until a copy begins"),
+)
+"""Of a machine, what is told: figure, its unit in those of `machines`, in words."""
+
+
+def machine_told(found: Mapping[str, Any]) -> str:
+    """A machine in a line: its name, and its main peaks."""
+    name, gpu, speed = (found.get(key) for key in ("name", "gpu", "speed"))
+    parts = [f"{name} ({gpu})" if gpu else f"{name}"]
+    parts += [f"{found[key] / unit:,.4g} {words}" for key, unit, words in FIGURES if _is_number(found.get(key))]
+    return ", ".join(parts + ([f"clocks {speed:,.4g} times as fast as this CPU"] if _is_number(speed) else []))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def computed(options: Mapping[str, Any]) -> list[str]:
+    """What every layout is computed in, a word or two for each option of a run that is not as usual."""
+    precision = options.get("precision") or "float32"
+    return [precision] * (precision != "float32") + ["compiled"] * bool(options.get("compile"))
+
+
+def crossed(options: Mapping[str, Any]) -> list[str]:
+    """The same of what towers hand each other."""
+    wire = options.get("wire")
+    return [f"{wire} on the wire"] * bool(wire) + ["overlap"] * bool(options.get("overlap"))
+
+
+def rounded(options: Mapping[str, Any]) -> list[str]:
+    """What rounds more than float32 does."""
+    precision, wire = options.get("precision") or "float32", options.get("wire")
+    found = [precision] * (precision not in ("float32", "float64"))
+    return found + [f"{wire} on the wire"] * (wire not in (None, "float32", precision))
+
+
 # The verdict: clauses of one sentence, each left out where there is nothing to say.
 
 NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
@@ -262,8 +317,17 @@ def _who(found: Summary) -> str:
     many = NUMBERS[towers] if 0 <= towers < len(NUMBERS) else f"{towers:,}"
     where = f"{', '.join(devices[:-1])} and {devices[-1]}" if len(devices) > 1 else "".join(devices)
     whole = " in one piece" if own.get("layout") == "whole" else ""
-    emulated = " (emulated)" if found.emulated else ""
-    return f"{many} tower{'s' * (towers != 1)}{whole} on {where}{emulated}"
+    alone = found.metric("speed_ratio") is None or found.base is None
+    told = [_emulated(found)] * found.emulated + (computed(found.run["options"]) if alone else [])
+    told += crossed(found.run["options"])
+    brackets = f" ({', '.join(told)})" if told else ""
+    return f"{many} tower{'s' * (towers != 1)}{whole} on {where}{brackets}"
+
+
+def _emulated(found: Summary) -> str:
+    """As which GPU."""
+    name = emulated_as(found.run)
+    return f"emulated as {name}" if name else "emulated"
 
 
 def _single(found: Summary) -> bool:
@@ -288,19 +352,26 @@ def _speed(found: Summary) -> str:
 
 
 def _ratio(found: Summary) -> str:
+    """On the clocks of the machine that is emulated first, if one is; else in this CPU's time."""
     assert found.own is not None
-    ratio = found.own["ratio"]
+    ratio, own_clocks = found.own["ratio"], found.metric("device_speed_ratio")
     low, high = metrics.interval(ratio)
     kind = "range" if ratio.get("low") is None else "99 % interval"
-    times, taken = f"{ratio['median']:.2f} times", f"{kind} {low:.2f}-{high:.2f}, n {ratio['n']}"
-    clocks = found.metric("device_speed_ratio")
+    median, taken = ratio["median"], f"{kind} {low:.2f}-{high:.2f}, n {ratio['n']}"
     if found.emulated:
-        taken = f"in this CPU's time, {taken}"
-        taken += f"; on the devices' clocks {clocks.value:.2f} times" if clocks is not None else ""
+        here, taken = f"{median:.2f} times, {taken}", f"in this CPU's time, {taken}"
+        name = emulated_as(found.run)
+        if own_clocks is not None and name:
+            median, low, high = own_clocks.value, own_clocks.least or 0.0, own_clocks.greatest or 0.0
+            taken = f"on the clocks of {name}, range {low:.2f}-{high:.2f}; in this CPU's time {here}"
+        elif own_clocks is not None:
+            taken += f"; on the devices' clocks {own_clocks.value:.2f} times"
+    both = computed(found.run["options"])
+    taken = f"both {'in ' * (both[0] != 'compiled')}{', '.join(both)}; {taken}" if both else taken
     if low <= 1 <= high:
         nothing = "no measurably faster or slower than the same network on one device"
-        return f"{nothing} ({times}{',' * (not found.emulated)} {taken})"
-    return f"{times} as fast as the same network on one device ({taken})"
+        return f"{nothing} ({median:.2f} times{',' * (not found.emulated)} {taken})"
+    return f"{median:.2f} times as fast as the same network on one device ({taken})"
 
 
 def _memory(found: Summary) -> str:
