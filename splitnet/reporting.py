@@ -13,10 +13,11 @@ from splitnet.errors import UsageError
 from splitnet.job import Job, has_noise
 from splitnet.measure import scalars, traces
 from splitnet.measure.lanes import UntiedError
+from splitnet.measure.manner import computed, crossed, emulated_as
 from splitnet.measure.profiler import Profile
 from splitnet.measure.ranks import RankTrace, write_ranks
 from splitnet.measure.records import RunFolder, environment, plain, read_learned, read_run, timestamp
-from splitnet.measure.summary import computed, crossed, emulated_as, named
+from splitnet.measure.summary import named
 from splitnet.parallel.capabilities import is_slow
 from splitnet.parallel.placement import describe
 from splitnet.party import Party

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from splitnet.equality import Comparison
+from splitnet.measure.manner import rounded
 from splitnet.measure.metrics import KINDS, digits
 from splitnet.measure.summary import heading as heading_of
-from splitnet.measure.summary import named, on_layouts, rounded
+from splitnet.measure.summary import named, on_layouts
 from splitnet.network.architecture import Architecture, Row
 from splitnet.parallel.placement import Placement
 

@@ -25,7 +25,7 @@ from splitnet.equality import (
 )
 from splitnet.errors import UsageError
 from splitnet.faults import FAULTS, broken, check_has_place
-from splitnet.measure.summary import crossed
+from splitnet.measure.manner import crossed
 from splitnet.network.architecture import Architecture
 from splitnet.network.execution import Execution, Precision, Wire
 from splitnet.network.presets import preset, presets

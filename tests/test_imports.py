@@ -23,7 +23,7 @@ PACKAGE = ROOT / "splitnet"
 SHARED = {"errors", "spans", "keyed"}
 COMMANDS = {"__main__", "run", "verify", "doctor", "report", "view", "predict", "convert", "prepare"}
 COMMAND_PARTS = {
-    *("options", "comparison", "equality", "faults", "tables", "progress", "job", "fitting", "pages"),
+    *("options", "comparison", "equality", "faults", "tables", "progress", "compiling", "job", "fitting", "pages"),
     *("allocator", "party", "resuming", "learning", "reporting", "interrupts", "rank_comparison"),
     *("recipes", "machines", "looking", "pixels", "peaks", "costs", "calibration", "emulation"),
     *("weight_files", "pickled_arrays", "onnx_graph"),

@@ -8,8 +8,9 @@ from math import inf, isfinite
 from typing import Any
 
 from splitnet.errors import UsageError
+from splitnet.measure.manner import emulated_as, emulated_machine
 from splitnet.measure.metrics import Metric, figure
-from splitnet.measure.summary import Summary, emulated_as, emulated_machine
+from splitnet.measure.summary import Summary
 
 
 @dataclass(frozen=True, slots=True)

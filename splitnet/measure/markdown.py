@@ -6,18 +6,10 @@ from typing import Any
 
 from splitnet.measure import learned_pictures, learned_text, metrics, paper
 from splitnet.measure.difference import Difference, circumstances, differences, unlike, unpaired
+from splitnet.measure.manner import emulated_machine, machine_told
 from splitnet.measure.metrics import KINDS, MIB, SHARES, figure, rate_rows, test_rows
 from splitnet.measure.pictures import pictures
-from splitnet.measure.summary import (
-    Summary,
-    emulated_machine,
-    fits,
-    heading,
-    machine_told,
-    on_layouts,
-    other_load,
-    timed,
-)
+from splitnet.measure.summary import Summary, fits, heading, on_layouts, other_load, timed
 
 EMULATED = (
     "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's; the devices'"

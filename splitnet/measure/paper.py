@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from splitnet.measure.manner import emulated_as, emulated_machine
 from splitnet.measure.metrics import MIB
-from splitnet.measure.summary import Summary, emulated_as, emulated_machine, fits, heading
+from splitnet.measure.summary import Summary, fits, heading
 
 MEASURED = ("layout", "step ms", "exposed ms", "peak MiB")
 ON_PAPER = ("step on paper", "paper / measured", "exposed on paper", "peak on paper")
@@ -39,7 +40,7 @@ def _apart(summary: Summary) -> str:
     return (
         "Clocks divide this CPU's times by one factor, that of products: what is bound by memory keeps this CPU's"
         f" proportion, and starting an operation costs nothing. Paper has the machine's memory, and a launch{cost}"
-        " for each operation, which is most of a small batch's step."
+        " for each operation: both weigh more, the smaller the batch and the faster the machine."
     )
 
 
