@@ -1,6 +1,6 @@
 """Claim: a fake device costs at most 1.05 of the plain CPU's step; two towers on it at most 1.02 of the whole network.
 
-    python experiments/overhead.py [--preset fashion] [--batch-size 64] [--rounds 12] [--threads 2]
+    python experiments/overhead.py [--preset fashion] [--batch-size 64] [--rounds 12] [--threads 2] [--only cpu,whole]
 
 Layouts of the same training step (Adam, float32, channels-last, freed memory kept as `run` does) in alternation in one
 run, every other round in the opposite order: two towers on one fake device and on the plain CPU, which compute the
@@ -17,6 +17,7 @@ import torch
 
 from splitnet.allocator import keep_freed_memory
 from splitnet.comparison import WARM_UP, Contender, Training
+from splitnet.errors import UsageError
 from splitnet.measure.meter import Layout, Ratio, alternate, ratio
 from splitnet.measure.records import load
 from splitnet.network.presets import preset, presets
@@ -25,6 +26,8 @@ from splitnet.parallel.placement import place
 from splitnet.training.data import batches
 from splitnet.training.data import load as load_data
 
+LAYOUTS = {"one": ["fake:0"] * 2, "two": ["fake:0", "fake:1"], "cpu": ["cpu"] * 2, "whole": ["cpu"]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -32,9 +35,17 @@ class Options:
     batch_size: int = option(64, "images in a step")
     rounds: int = option(12, "measured steps of each layout")
     threads: int = option(2, "CPU threads")
+    only: str = option(",".join(LAYOUTS), "which layouts take part: others hold memory, and leave it in pieces")
 
     def __post_init__(self) -> None:
         check_bounds(self, {"batch_size": (1, 65536), "rounds": (1, 10**6), "threads": (1, 1024)})
+        for name in self.names:
+            if name not in LAYOUTS:
+                raise UsageError(f"--only {name}: no such layout (there are {', '.join(LAYOUTS)})")
+
+    @property
+    def names(self) -> list[str]:
+        return self.only.split(",")
 
 
 def told(found: Ratio) -> str:
@@ -51,9 +62,8 @@ def main() -> None:
     table = table.adapted(data.channels, len(data.classes))
     [batch, *_] = batches(data.train, options.batch_size)
     training = Training([batch] * (WARM_UP + options.rounds), "adam", None, seed=0)
-    layouts = {"one": ["fake:0"] * 2, "two": ["fake:0", "fake:1"], "cpu": ["cpu"] * 2, "whole": ["cpu"]}
-    contenders = [Contender(name, table, place(table, devices), training) for name, devices in layouts.items()]
-    computed: dict[str, list[float]] = {name: [] for name in layouts}
+    contenders = [Contender(name, table, place(table, LAYOUTS[name]), training) for name in options.names]
+    computed: dict[str, list[float]] = {name: [] for name in options.names}
 
     def counted(contender: Contender, number: int) -> None:
         before = time.process_time()
@@ -72,6 +82,8 @@ def main() -> None:
         ("two towers, two fake devices / plain CPU", "two", "cpu"),
         ("plain CPU, two towers / whole network", "cpu", "whole"),
     ):
+        if not {slow, fast} <= {*options.names}:
+            continue
         times = ratio(samples_of[fast], samples_of[slow])  # speed of fast over slow = time of slow over fast
         work = Ratio.of(a / b for a, b in zip(computed[slow], computed[fast], strict=True))
         print(f"{text}: {told(times)}; processor time {told(work)}")
