@@ -97,7 +97,7 @@ def test_an_experiment_prints_its_figures(begun, script, words, expected):
         ("speed", "--only nobody", "--only nobody: no such contender"),
         ("speed", "--picture x.png", "--picture x.png: the picture is SVG"),
         ("growth", "--largest 1", "--largest 1: at least 2"),
-        ("overlap", "--machines gtx9000", "--machine gtx9000: no such machine or file"),
+        ("overlap", "--machines gtx9000", "--machines gtx9000: no such machine or file"),
         ("precision", "--scale wide --seeds 2", "--scale wide: a fraction"),
         ("input", "--rounds 0", "--rounds 0: at least 1"),
     ],

@@ -212,7 +212,7 @@ def test_forward_names_its_row_and_the_bytes(data, devices, full):
         stage = Stage(data, devices)
         if (block := stage.block(row.name, full)) is None:
             continue
-        before(block, "forward", lambda *_: fill(full, 5))
+        before(block, "forward", lambda *_, **__: fill(full, 5))
         needs = re.escape(f"{full}: forward of {row.name} needs ") + r"([\d.]+) (bytes|KiB)"
         found = re.match(needs + r", ([\d.]+) (bytes|KiB) more than is free; a smaller --batch-size", stage.said())
         assert found, row
