@@ -64,7 +64,7 @@ def _words(argv: Sequence[str] | None) -> list[str]:
     """The command line; what begins like a negative number, "-3GB", belongs to the option in front of it."""
     words: list[str] = []
     for word in sys.argv[1:] if argv is None else argv:
-        if re.match(r"-\.?\d", word) and words and words[-1].startswith("--") and "=" not in words[-1]:
+        if re.match(r"-\.?\d", word) and words and re.fullmatch("--[^=]+", words[-1]):
             words[-1] += f"={word}"
         else:
             words.append(word)

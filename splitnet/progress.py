@@ -19,9 +19,8 @@ def progress_bar(console: Console, total: int, done: int = 0, compiles: bool = F
     """Yields what shows one step's record; `done` were made before. `compiles`: the first step does, and takes long."""
     columns = _columns(console.width, total)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        doing = (
-            " compiling" if compiles and console.width >= 60 else ""
-        )  # in the room of figures that are not there yet
+        # in the room of figures that are not there yet
+        doing = " compiling" if compiles and console.width >= 60 else ""
         task = progress.add_task("", total=total, completed=done, doing=doing, loss="-", accuracy="-", speed="-")
 
         def show(step: Step) -> None:
