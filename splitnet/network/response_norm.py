@@ -25,8 +25,8 @@ from torch import Tensor
 
 from splitnet.network.architecture import Norm
 
-BLOCK = 1 << 17
-"""Numbers in a buffer of a block on a CPU, half a MiB of float32; elsewhere 128 times as many. At least a row."""
+BLOCK = 1 << 18
+"""Numbers in a buffer of a block on a CPU, a MiB of float32; elsewhere 64 times as many. At least a row."""
 
 
 def response_norm(x: Tensor, norm: Norm, towers: int = 1) -> Tensor:
@@ -217,7 +217,7 @@ def _power(s: Tensor, beta: float, out: Tensor, spare: Tensor) -> None:
 
 def _rows(x: Tensor, size: int) -> int:
     """How many rows a block holds."""
-    block = BLOCK if x.device.type == "cpu" else 128 * BLOCK
+    block = BLOCK if x.device.type == "cpu" else 64 * BLOCK
     return max(1, min(len(x), block // max(1, prod(_padded(x.shape, size)))))
 
 
