@@ -121,3 +121,20 @@ def test_wrong_names_are_refused() -> None:
     with pytest.raises(ValueError, match="every"), fake.fault("zeros", every=0):
         pass
     assert clocks.link == clocks.Link()
+
+
+def test_a_copy_into_memory_that_is_there_takes_no_other() -> None:
+    x, y = torch.ones(1000, device=ONE), torch.zeros(1000, device=TWO)
+    torch.fake.reset_peak_memory_stats(TWO)
+    with fake.fault("slow"):
+        y.copy_(x)
+    assert torch.fake.max_memory_allocated(TWO) == torch.fake.memory_allocated(TWO)
+    assert list(y._data.untyped_storage().__dict__["block"]._arrivals) == [(0, 4000)]  # what reads it waits
+
+
+def test_a_copy_that_is_misrouted_changes_nothing_that_is_there() -> None:
+    y = torch.zeros(3, device=TWO)
+    with fake.fault("misroute"):
+        y.copy_(_x())
+    assert y.tolist() == [0, 0, 0]
+    assert not y._data.untyped_storage().__dict__["block"]._arrivals

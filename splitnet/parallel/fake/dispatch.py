@@ -57,7 +57,7 @@ def _copy_(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor
     differentiable = _differentiable(source) or _differentiable(target)
     faulty = faults.any_active()
     arriving = data.to(target.dtype).expand_as(into).clone() if faulty else into.copy_(data)
-    arrives = transfer.send(arriving, here, there, nbytes, read=_read(source), differentiable=differentiable)
+    arrives = transfer.send(arriving, here, there, nbytes, into=into, read=_read(source), differentiable=differentiable)
     if faulty and arrives == there:
         into.copy_(arriving)
     return target

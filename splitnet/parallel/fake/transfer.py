@@ -32,32 +32,35 @@ def send(
     target: Place,
     nbytes: int,
     *,
+    into: Tensor | None = None,
     read: Tensor | None = None,
     differentiable: bool = False,
 ) -> Place:
     """Account for the copy that made `data`, the CPU data that arrives. Returns where it arrives.
 
-    `read`: the CPU data of what is copied, if a fake device's. Where the link is at fault `data` is changed in place.
-    An empty copy is none.
+    `into`: the CPU data of the tensor that it is copied into, if that was there before. `read`: of what is copied, if
+    a fake device's. Where the link is at fault `data` is changed in place. An empty copy is none.
     """
     if data.numel() == 0:
         return target
-    struck = faults.striking(source, target)
+    landed, struck = target, faults.striking(source, target)
     for fault in struck:
         fault.spoil(data)
-        target = fault.landing(source, target)
-    into = None if target == HOST else memory.account(data.untyped_storage(), target)
+        landed = fault.landing(source, landed)
+    if into is None or landed != target:
+        into = data
+    written = None if landed == HOST else memory.account(into.untyped_storage(), landed)
     ready = 0.0
     if read is not None:
         block = memory.account(read.untyped_storage(), source)
         ready = block.ready(read)
-    done = _count(source, target, nbytes, ready, differentiable, struck)
+    done = _count(source, landed, nbytes, ready, differentiable, struck)
     if read is not None:
         block.used()
-    if into is not None:
-        into.arrives(data, done)
-        into.used()
-    return target
+    if written is not None:
+        written.arrives(into, done)
+        written.used()
+    return landed
 
 
 def _count(
