@@ -14,6 +14,7 @@ from splitnet.job import Job, has_noise
 from splitnet.measure import scalars, traces
 from splitnet.measure.lanes import UntiedError
 from splitnet.measure.manner import computed, crossed, emulated_as
+from splitnet.measure.metrics import settled
 from splitnet.measure.profiler import Profile
 from splitnet.measure.ranks import RankTrace, write_ranks
 from splitnet.measure.records import RunFolder, environment, plain, read_learned, read_run, timestamp
@@ -78,11 +79,8 @@ class Report:
         self.console.print(tables.devices(architecture, job.placement, self._how()), highlight=False, soft_wrap=True)
         few = 0 < job.view.measured < len(job.dataset.train)
         of_few = f"The mean image, and colours, are of {job.view.measured:,} of them." * few
-        for line in filter(None, (job.dataset.origin, of_few, job.other_names)):
+        for line in filter(None, (job.dataset.origin, of_few, job.other_names, self._begins())):
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
-        if job.options.recipe is not None:
-            recipe = recipes.told(job.options, has_noise(job.options, job.dataset))
-            self.console.print(recipe, highlight=False, soft_wrap=True, markup=False)
         if job.checkpoint is not None:
             at = f"step {job.checkpoint.step:,}, epoch {job.checkpoint.epoch:,}"
             self.console.print(f"Resumes {job.options.resume} at {at}{before}.", highlight=False, soft_wrap=True)
@@ -99,6 +97,14 @@ class Report:
         if slow:
             self.console.print(f"{job.options.precision}: {SLOW}", highlight=False, soft_wrap=True)
         self.console.print(tables.layers(architecture, job.placement, batch, job.execution.itemsize))
+
+    def _begins(self) -> str:
+        """The recipe in a line, which names weights that were given; without one, those."""
+        options = self.job.options
+        if options.recipe is not None:
+            return recipes.told(options, has_noise(options, self.job.dataset))
+        given = options.weights is not None and self.job.checkpoint is None
+        return f"Weights from {options.weights}." * given
 
     def _how(self) -> list[str]:
         """Options that change how a step is computed, or what clocks stand for."""
@@ -138,10 +144,11 @@ class Report:
         """What training came to, for as far as it got."""
         if self.steps:
             images, seconds = sum(s.images for s in self.steps), sum(s.seconds for s in self.steps)
-            timed = self.steps[1:] or self.steps  # the first one warms up, and compiles
-            when = "after the first step" if self.steps[1:] else "in it"
-            speed = sum(s.images for s in timed) / sum(s.seconds for s in timed)
-            waited = 100 * sum(s.waited for s in timed) / sum(s.seconds for s in timed)
+            timed = settled([plain(step) for step in self.steps])
+            left = len(self.steps) - len(timed)
+            when = {0: "in all", 1: "after the first step"}.get(left, "but for the first step of each batch size")
+            speed = sum(s["images"] for s in timed) / sum(s["seconds"] for s in timed)
+            waited = 100 * sum(s["waited"] for s in timed) / sum(s["seconds"] for s in timed)
             first, last = (tables.number(step.loss) for step in (self.steps[0], self.steps[-1]))
             self.console.print(
                 f"Trained {counted(len(self.steps), 'step')}, {counted(images, 'image')} in {seconds:,.0f} s"

@@ -8,8 +8,8 @@ import pytest
 import runs
 
 from splitnet.errors import UsageError
-from splitnet.measure.metrics import Metric, figure
-from splitnet.measure.summary import heading, summarise
+from splitnet.measure.metrics import Metric, figure, from_records
+from splitnet.measure.summary import heading, summarise, timed, waiting
 from splitnet.measure.summary import verdict as verdict_of
 
 MIB = 2**20
@@ -242,6 +242,19 @@ def test_without_a_comparison(tmp_path):
     assert (
         said == "Two towers on fake:0 and fake:1 (emulated) train 12.0 images/s, median of 2 steps, the first left out."
     )
+
+
+def test_the_first_step_of_each_batch_size_is_not_timed(summary):
+    """It warms up, and compiles: an epoch's last batch may be smaller."""
+    step = {"step": 0, "images": 8, "seconds": 1.0, "waited": 0.5, "loss": 1.0}
+    summary.steps = [step | {"seconds": 9.0}, step, step, step | {"images": 4, "seconds": 9.0}, step]
+    assert timed(summary.steps) == "median of 3 steps, the first of each batch size left out"
+    assert [metric.value for metric in waiting(summary.steps)] == [50]
+    speed, *_ = from_records(summary.steps, [])
+    assert (speed.least, speed.greatest) == (8, 8)
+    speed, *_ = from_records([step, step | {"images": 4}], [])  # none is left: all are
+    assert (speed.least, speed.greatest) == (4, 8)
+    assert timed([step, step | {"images": 4}]) == "median of 2 steps"
 
 
 def test_a_run_that_only_tests(tmp_path):

@@ -378,6 +378,7 @@ def test_weights_come_back_as_they_were_saved(go, tmp_path):
     expected = evaluate(net, load("fashion-mnist-small", size=28).test, batch_size=8)
     [test] = ran.records("test")
     assert (test["loss"], test["accuracy"]) == (expected.loss, expected.accuracy)
+    assert f"Weights from {tmp_path / 'lenet.safetensors'}." in ran.out
 
 
 def test_any_layout_reads_the_same_weights(go, tmp_path, monkeypatch):

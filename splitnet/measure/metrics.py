@@ -134,9 +134,22 @@ def _several(name: str, values: Iterable[float], unit: str, better: str, text: s
     return Metric(name, statistics.median(known), unit, better, text, min(known), max(known))
 
 
+def settled(steps: Sequence[Figures]) -> Sequence[Figures]:
+    """Those steps of a training that are timed: but for the first of each batch size; all, where none is left.
+
+    A first one warms up, and with --compile it compiles; an epoch's last batch may be smaller.
+    """
+    sizes, found = set[int](), list[Figures]()
+    for step in steps:
+        if step["images"] in sizes:
+            found.append(step)
+        sizes.add(step["images"])
+    return found or steps
+
+
 def from_records(steps: Sequence[Figures], tests: Sequence[Figures]) -> Iterator[Metric]:
-    """Speed while training and what was learnt. The first step, which warms up, is not timed unless it is alone."""
-    timed = [step["images"] / step["seconds"] for step in steps[1:] or steps if step["seconds"] > 0]
+    """Speed while training, of steps that are `settled`, and what was learnt."""
+    timed = [step["images"] / step["seconds"] for step in settled(steps) if step["seconds"] > 0]
     if timed:
         yield _several("training_images_per_second", timed, "images/s", "higher", "images/s while training, wall time")
     if steps:

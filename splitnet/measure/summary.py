@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from splitnet.errors import UsageError
 from splitnet.measure import metrics, timeline
 from splitnet.measure.manner import computed, crossed, emulated_as
-from splitnet.measure.metrics import Metric
+from splitnet.measure.metrics import Metric, settled
 from splitnet.measure.records import NewerSchemaError, read_compare, read_learned, read_records, read_run
 from splitnet.measure.timeline import Timeline
 
@@ -123,14 +123,14 @@ def other_load(comparison: dict[str, Any]) -> str:
 
 def timed(steps: Sequence[dict[str, Any]]) -> str:
     """What the speed while training is taken from; see `metrics.from_records`."""
-    if len(steps) < 2:
-        return "of one step"
-    return f"median of {len(steps) - 1:,} step{'s' * (len(steps) != 2)}, the first left out"
+    count = len(settled(steps))
+    left = {0: "", 1: ", the first left out"}.get(len(steps) - count, ", the first of each batch size left out")
+    return "of one step" if len(steps) < 2 else f"median of {count:,} step{'s' * (count != 1)}{left}"
 
 
 def waiting(steps: Sequence[dict[str, Any]]) -> Iterator[Metric]:
-    """Part of the steps' time, but for the first, in which images were waited for; none where nothing tells."""
-    known = [step for step in steps[1:] or steps if step.get("waited") is not None and step["seconds"] > 0]
+    """Part of the time of `settled` steps in which images were waited for; none where nothing tells."""
+    known = [step for step in settled(steps) if step.get("waited") is not None and step["seconds"] > 0]
     if known:
         share = 100 * sum(step["waited"] for step in known) / sum(step["seconds"] for step in known)
         yield Metric("waiting_share", share, "%", "lower", "part of the steps' time that waits for images")
