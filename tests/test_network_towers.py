@@ -56,6 +56,23 @@ def test_images_that_towers_share_are_padded_once():
     assert [event.name for event in profile.events()].count("aten::constant_pad_nd") == 1
 
 
+def test_without_gradients_nothing_is_kept_of_rows_that_are_done():
+    """Of a test's memory: in front of a row there is what it reads, and not what conv1 had prepared."""
+    table = small("alexnet")
+    net = build(table, devices=["fake:0", "fake:0"]).eval()
+    images = batch(table)[0].float().to("fake:0")
+    start, more, read = torch.fake.memory_allocated("fake:0"), [], []
+
+    def before(_block, inputs):
+        more.append(torch.fake.memory_allocated("fake:0") - start)
+        read.append(2 * inputs[0].nbytes)  # towers that share a device read as much each
+
+    net.hosted[0]["conv2"].register_forward_pre_hook(before)
+    with torch.no_grad():
+        net(images)
+    assert more == read
+
+
 def test_towers_without_crossings_equal_the_whole_network():
     table = small("alexnet", 2, "none")
     logits, gradients, _ = run(table, ["cpu", "cpu"])
