@@ -22,6 +22,7 @@ from splitnet.allocator import keep_freed_memory
 from splitnet.measure.meter import Layout, Ratio, Sample, alternate, ratio
 from splitnet.measure.records import load
 from splitnet.options import check_bounds, guarded, option, parse
+from splitnet.reporting import counted
 from splitnet.training.augment import CUDA_CONVNET2, Noise, View
 from splitnet.training.splits import Batch
 
@@ -93,7 +94,7 @@ def main() -> None:
     options = parse(Options, "experiments/augmentation.py", __doc__ or "")
     allocator = keep_freed_memory()
     torch.set_num_threads(options.threads)
-    print(f"batch {options.batch_size}, {options.threads} threads, load before {load()}; {allocator}")
+    print(f"batch {options.batch_size}, {counted(options.threads, 'thread')}, load before {load()}; {allocator}")
     found = ways(options)
     layouts = [Layout(name, (torch.device("cpu"),), step) for name, step in found.items()]
     samples: dict[str, list[Sample]] = {name: [] for name in found}

@@ -31,6 +31,7 @@ from splitnet.measure.svg import WIDTH, Drawing, ink, ticks
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
 from splitnet.options import check_bounds, guarded, option, parse
+from splitnet.reporting import counted
 from splitnet.training.data import Batch
 from splitnet.training.loop import training_step
 from splitnet.training.optimizer import make_optimizer
@@ -272,7 +273,7 @@ def main() -> None:
     allocator = keep_freed_memory()
     torch.set_num_threads(options.threads)
     table, beside = preset(options.preset, _least(options)), OtherLoad()
-    said = f"{table.name}, float32, {options.threads} threads"
+    said = f"{table.name}, float32, {counted(options.threads, 'thread')}"
     print(f"{said}, torch {torch.__version__}; {allocator}", flush=True)
     batch = by_batch(options, table)
     print("\n".join(table_of("batch", batch)), flush=True)

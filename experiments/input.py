@@ -27,6 +27,7 @@ from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
 from splitnet.options import check_bounds, guarded, option, parse
 from splitnet.parallel.placement import build
+from splitnet.reporting import counted
 from splitnet.training.data import Dataset, batches
 from splitnet.training.data import load as load_data
 from splitnet.training.loop import Step, train
@@ -93,7 +94,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     table = preset(options.preset, 1).scaled(Fraction(1, options.width), size=options.size)
     table = table.adapted(channels=3, classes=CLASSES)
-    print(f"{options.images:,} JPEGs of {SIDE}x{SIDE}, {options.threads} threads, load before {load()}")
+    print(f"{options.images:,} JPEGs of {SIDE}x{SIDE}, {counted(options.threads, 'thread')}, load before {load()}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_folder(folder, options.images)

@@ -23,6 +23,7 @@ from splitnet.measure.records import load
 from splitnet.network.presets import preset, presets
 from splitnet.options import check_bounds, guarded, option, parse
 from splitnet.parallel.placement import place
+from splitnet.reporting import counted
 from splitnet.training.data import batches
 from splitnet.training.data import load as load_data
 
@@ -65,18 +66,20 @@ def main() -> None:
     contenders = [Contender(name, table, place(table, LAYOUTS[name]), training) for name in options.names]
     computed: dict[str, list[float]] = {name: [] for name in options.names}
 
-    def counted(contender: Contender, number: int) -> None:
+    def timed(contender: Contender, number: int) -> None:
         before = time.process_time()
         contender.step(number)
         computed[contender.name].append(time.process_time() - before)
 
-    steps = [Layout(c.name, c.placement.devices, partial(counted, c)) for c in contenders]
+    steps = [Layout(c.name, c.placement.devices, partial(timed, c)) for c in contenders]
     for number in range(options.rounds):
         samples = alternate(steps if number % 2 else steps[::-1], WARM_UP + number)  # nobody always follows the same
         for contender in contenders:
             contender.samples.append(samples[contender.name])
     samples_of = {contender.name: contender.samples for contender in contenders}
-    print(f"{table.name}, batch {options.batch_size}, {options.threads} threads, load before {load()}; {kept}")
+    print(
+        f"{table.name}, batch {options.batch_size}, {counted(options.threads, 'thread')}, load before {load()}; {kept}"
+    )
     for text, slow, fast in (
         ("two towers, one fake device / plain CPU", "one", "cpu"),
         ("two towers, two fake devices / plain CPU", "two", "cpu"),

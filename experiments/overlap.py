@@ -24,6 +24,7 @@ from splitnet.network.execution import Execution
 from splitnet.network.presets import preset, presets
 from splitnet.options import check_bounds, guarded, option, parse
 from splitnet.parallel.placement import Placement, place
+from splitnet.reporting import counted
 from splitnet.training.data import batches
 from splitnet.training.data import load as load_data
 
@@ -77,7 +78,7 @@ def main() -> None:
     options = parse(Options, "experiments/overlap.py", __doc__ or "")
     pairs = [machine(name, "--machines", here=False) for name in options.machines.split(",")]
     torch.set_num_threads(options.threads)
-    print(f"{options.preset}, batch {options.batch_size}, {options.threads} threads, load before {load()}")
+    print(f"{options.preset}, batch {options.batch_size}, {counted(options.threads, 'thread')}, load before {load()}")
     running = contenders(options)
     fake.set_link(1e30, 0.0)
     found = measured(running, options.rounds)

@@ -21,6 +21,7 @@ from splitnet.measure.records import load
 from splitnet.network.presets import preset, presets
 from splitnet.options import check_bounds, guarded, option, parse
 from splitnet.parallel.placement import place
+from splitnet.reporting import counted
 from splitnet.training.data import batches
 from splitnet.training.data import load as load_data
 
@@ -71,7 +72,10 @@ def judged(ratio: float) -> str:
 def main() -> None:
     options = parse(Options, "experiments/prediction.py", __doc__ or "")
     torch.set_num_threads(options.threads)
-    print(f"{options.preset}, batch {options.batch_size}, {options.threads} threads, load before {load()}", flush=True)
+    print(
+        f"{options.preset}, batch {options.batch_size}, {counted(options.threads, 'thread')}, load before {load()}",
+        flush=True,
+    )
     running = contenders(options)
     training = running[0].training
     images = training.batches[0].images

@@ -27,6 +27,7 @@ from splitnet.measure.timeline import Timeline, read
 from splitnet.network.presets import preset, presets
 from splitnet.options import check_bounds, guarded, option, parse
 from splitnet.parallel.placement import place
+from splitnet.reporting import counted
 from splitnet.training.data import batches
 from splitnet.training.data import load as load_data
 
@@ -89,7 +90,7 @@ def main() -> None:
             with context():
                 found[kind].append(timed(contender, number))
             number += 1
-    print(f"{options.preset}, batch {options.batch_size}, {options.threads} threads, load before {load()}")
+    print(f"{options.preset}, batch {options.batch_size}, {counted(options.threads, 'thread')}, load before {load()}")
     pairs = (("recorded / not", "on", "off"), ("not recorded / without spans and notes", "off", "bare"))
     for text, slow, fast in pairs:
         times = Ratio.of(a / b for a, b in zip(found[slow], found[fast], strict=True))

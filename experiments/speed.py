@@ -26,6 +26,7 @@ from splitnet.measure.meter import Ratio, Spread
 from splitnet.measure.records import environment, plain
 from splitnet.measure.svg import RIGHT, WIDTH, Drawing, ink, ticks
 from splitnet.options import check_bounds, fail, guarded, option, parse
+from splitnet.reporting import counted
 
 PRESETS = {"alexnet-paper": "sgd", "fashion": "adam"}
 """And the optimizer of its source: the paper's, the textbook's."""
@@ -163,7 +164,8 @@ def judgements(targets: Sequence[Target], entries: dict[str, dict[str, Any]]) ->
 def told(found: dict[str, Any]) -> Iterator[str]:
     """The figures as lines."""
     machine = found["machine"]
-    yield f"{found['preset']}, batch {found['batch_size']}, {found['optimizer']}, {found['threads']} threads, training"
+    threads = counted(found["threads"], "thread")
+    yield f"{found['preset']}, batch {found['batch_size']}, {found['optimizer']}, {threads}, training"
     versions = f"torch {found['packages']['torch']}, Python {found['python']}"
     yield f"{versions}, {machine['processor']}, {machine['cores']} cores"
     busy = "not told" if found["other_load"] is None else f"{found['other_load']} cores"
@@ -207,7 +209,7 @@ LEFT = 150
 def picture(found: dict[str, Any]) -> Drawing:
     """A bar for each contender: median images/s, with a whisker from the slowest to the fastest step."""
     shown = {name: entry for name, entry in found["contenders"].items() if name not in PRODUCTS}
-    title = f"Training {found['preset']}, batch {found['batch_size']}, {found['threads']} threads, images/s"
+    title = f"Training {found['preset']}, batch {found['batch_size']}, {counted(found['threads'], 'thread')}, images/s"
     said = "; ".join(f"{entry['said']}: {entry['images_per_second']['median']:.1f}" for entry in shown.values())
     drawing = Drawing(title, said + ".", WIDTH, 84 + 34 * len(shown))
     marks = ticks(max(entry["images_per_second"]["greatest"] for entry in shown.values()))
