@@ -203,6 +203,8 @@ def _judged(text: str, value: float, bound: float) -> str:
 # The picture: three panels of milliseconds per image, or per step.
 
 PANEL, TOP, BOTTOM = 226, 64, 250
+DIGIT = 8
+"""Pixels that one takes, about."""
 
 
 def picture(title: str, batch: Sequence[Point], towers: dict[str, Point], size: Sequence[Point]) -> Drawing:
@@ -245,9 +247,13 @@ def _curve(
         line = list(zip(places, map(at, expected), strict=True))
         drawing.line(line, ink("backward"), "in proportion to multiply-adds", dashed=True)
     drawing.line([(x, at(p.per_image)) for x, p in zip(places, points, strict=True)], ink("forward"), title)
-    for x, p in zip(places, points, strict=True):
+    free = math.inf
+    for x, p in reversed([*zip(places, points, strict=True)]):
         drawing.dot(x, at(p.per_image), ink("forward"), f"{p.name} {unit}: {p.per_image:.2f} ms an image")
-        drawing.word(x, BOTTOM + 18, p.name, "middle", "soft")
+        half = DIGIT * len(p.name) / 2
+        if x + half < free:  # else it would touch the name on its right
+            drawing.word(x, BOTTOM + 18, p.name, "middle", "soft")
+            free = x - half - DIGIT / 2
     drawing.word(left + PANEL, BOTTOM + 36, unit, "end", "soft")
 
 

@@ -192,6 +192,14 @@ def test_growth_is_judged_against_its_bound():
     assert two.endswith("median 1.040 (at most 1.05: reached)")
 
 
+def test_names_of_points_do_not_touch():
+    sizes = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    batch = [growth.Point(str(n), n, n, [1.5 * n]) for n in sizes]
+    drawn = str(growth.picture("", batch, {"7": growth.Point("7", 7, 7, [7.0])}, [growth.Point("9", 9, 9, [9.0])]))
+    names = re.findall(r'text-anchor="middle" class="soft">(\d+)</text>', drawn)
+    assert sorted(map(int, names)) == [1, 2, 4, 7, 8, 9, 16, 32, 64, 256]  # no room for 128 beside 256
+
+
 # Processes.
 
 TINY = {"preset": "fashion", "batch_size": 2, "threads": 1, "optimizer": "sgd"}
