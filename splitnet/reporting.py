@@ -146,7 +146,7 @@ class Report:
             images, seconds = sum(s.images for s in self.steps), sum(s.seconds for s in self.steps)
             timed = settled([plain(step) for step in self.steps])
             left = len(self.steps) - len(timed)
-            when = {0: "in all", 1: "after the first step"}.get(left, "but for the first step of each batch size")
+            when = {0: "in it", 1: "after the first step"}.get(left, f"without the {left} steps that warm up")
             speed = sum(s["images"] for s in timed) / sum(s["seconds"] for s in timed)
             waited = 100 * sum(s["waited"] for s in timed) / sum(s["seconds"] for s in timed)
             first, last = (tables.number(step.loss) for step in (self.steps[0], self.steps[-1]))

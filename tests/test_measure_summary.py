@@ -244,17 +244,26 @@ def test_without_a_comparison(tmp_path):
     )
 
 
-def test_the_first_step_of_each_batch_size_is_not_timed(summary):
-    """It warms up, and compiles: an epoch's last batch may be smaller."""
-    step = {"step": 0, "images": 8, "seconds": 1.0, "waited": 0.5, "loss": 1.0}
-    summary.steps = [step | {"seconds": 9.0}, step, step, step | {"images": 4, "seconds": 9.0}, step]
-    assert timed(summary.steps) == "median of 3 steps, the first of each batch size left out"
-    assert [metric.value for metric in waiting(summary.steps)] == [50]
-    speed, *_ = from_records(summary.steps, [])
+def test_steps_that_warm_up_are_not_timed():
+    """They may compile; where a run was resumed there are more of them."""
+    step = {"step": 0, "images": 8, "seconds": 1.0, "waited": 0.5, "loss": 1.0, "warms_up": False}
+    slow = step | {"seconds": 9.0, "warms_up": True}
+    steps = [slow, step, step, slow | {"images": 4}, step]
+    assert timed(steps) == "median of 3 steps, 2 that warm up left out"
+    assert [metric.value for metric in waiting(steps)] == [50]
+    speed, *_ = from_records(steps, [])
     assert (speed.least, speed.greatest) == (8, 8)
-    speed, *_ = from_records([step, step | {"images": 4}], [])  # none is left: all are
-    assert (speed.least, speed.greatest) == (4, 8)
-    assert timed([step, step | {"images": 4}]) == "median of 2 steps"
+
+
+def test_where_all_steps_warm_up_the_first_is_left_out():
+    slow = {"step": 0, "images": 8, "seconds": 8.0, "waited": 0.5, "loss": 1.0, "warms_up": True}
+    steps = [slow, slow | {"images": 4, "seconds": 1.0}]
+    speed, *_ = from_records(steps, [])
+    assert (speed.least, speed.greatest) == (4, 4)
+    assert timed(steps) == "median of 1 step, the first left out"
+    speed, *_ = from_records(steps[:1], [])
+    assert speed.value == 1
+    assert timed(steps[:1]) == "of one step"
 
 
 def test_a_run_that_only_tests(tmp_path):

@@ -187,6 +187,8 @@ def test_the_pages_are_of_the_whole_run(tmp_path):
         assert f"{test['loss']:.4f}" in said.out
     found = summarise(folder)
     assert [step["step"] for step in found.steps] == list(range(8))
+    warm = [step["warms_up"] for step in found.steps]  # epochs of 8, 8 and 4 images; resumed in the second
+    assert warm == [True, False, True, False, True, True, False, False]
     assert [test["step"] for test in found.tests] == [3, 4, 6, 8]
     text = (folder / "report.md").read_text()
     assert "8 steps" in text

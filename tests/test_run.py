@@ -231,6 +231,10 @@ def test_the_tables_tell_what_the_files_hold(whole):
     assert "embedded subset of Fashion-MNIST: 2,000 training and 500 test images" in whole.out
     assert f"{test['loss']:.4f} {test['accuracy']:.4f}" in text
     assert f"loss {whole.records('step')[0]['loss']:.4f} at the first" in text
+    steps = whole.records("step")
+    assert [step["warms_up"] for step in steps] == [True, False, False]
+    speed = sum(step["images"] for step in steps[1:]) / sum(step["seconds"] for step in steps[1:])
+    assert f"({speed:,.1f} images/s after the first step, " in text
     for row in TABLE.rows():
         assert row.name in text
         if row.crosses:
@@ -422,7 +426,11 @@ def test_a_broken_image_is_skipped_counted_and_reported(go, pictures):
     (pictures / "train/a/1.png").write_bytes(b"no image")
     ran = go(*from_folder(pictures), "--epochs", "2")
     assert (ran.code, ran.err) == (0, "")
-    assert sum(s["images"] for s in ran.records("step")) == 2 * 7
+    steps = ran.records("step")
+    assert sum(s["images"] for s in steps) == 2 * 7
+    sizes = [step["images"] for step in steps]
+    assert [step["warms_up"] for step in steps] == [size not in sizes[:i] for i, size in enumerate(sizes)]
+    assert f"images/s without the {len({*sizes})} steps that warm up, " in " ".join(ran.out.split())
     assert list(ran.json("run")["skipped"]) == [str(pictures / "train/a/1.png")]
     assert re.search(r"Skipped 1 broken image\b", ran.out)
     assert str(pictures / "train/a/1.png") in "".join(ran.out.split("\n"))

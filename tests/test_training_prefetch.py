@@ -361,11 +361,12 @@ def test_the_share_of_waiting_leaves_the_first_step_out_unless_it_is_alone(waite
     assert [metric.value for metric in waiting(steps)] == ([] if share is None else [share])
 
 
-@pytest.mark.parametrize("waited", ["long", float("nan"), True])
-def test_a_record_with_another_kind_of_waiting_is_not_whole(tmp_path, waited):
+@pytest.mark.parametrize("more", [{"waited": w} for w in ("long", float("nan"), True)] + [{"warms_up": 1}], ids=str)
+def test_a_record_with_another_kind_of_figure_is_not_whole(tmp_path, more):
     path = tmp_path / "steps.jsonl"
     record = {"schema": 1, "kind": "step", "step": 0, "loss": 1.0, "accuracy": 0.5, "images": 1, "seconds": 0.5}
-    path.write_text("".join(json.dumps(record | more) + "\n" for more in ({}, {"waited": 0.25}, {"waited": waited})))
+    whole = {"waited": 0.25, "warms_up": True}
+    path.write_text("".join(json.dumps(record | entries) + "\n" for entries in ({}, whole, whole | more)))
     records, cut = read_records(path)
     assert [one.get("waited") for one in records] == [None, 0.25]
     assert "line 3" in cut or "the last line" in cut

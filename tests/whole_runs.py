@@ -86,7 +86,7 @@ def records(folder: Path, kind: str = "step") -> list[dict]:
 def numbers(folder: Path) -> list[tuple]:
     """All that steps.jsonl says, but for times."""
     return [
-        tuple((name, value) for name, value in record.items() if name not in ("seconds", "waited"))
+        tuple((name, value) for name, value in record.items() if name not in ("seconds", "waited", "warms_up"))
         for record in read_steps(folder / "steps.jsonl")
     ]
 

@@ -135,16 +135,11 @@ def _several(name: str, values: Iterable[float], unit: str, better: str, text: s
 
 
 def settled(steps: Sequence[Figures]) -> Sequence[Figures]:
-    """Those steps of a training that are timed: but for the first of each batch size; all, where none is left.
+    """Those steps of a training that are timed: none that warms up, unless it is alone.
 
-    A first one warms up, and with --compile it compiles; an epoch's last batch may be smaller.
+    A run resumed warms up again. Records of runs before `warms_up` was kept leave out the first step alone.
     """
-    sizes, found = set[int](), list[Figures]()
-    for step in steps:
-        if step["images"] in sizes:
-            found.append(step)
-        sizes.add(step["images"])
-    return found or steps
+    return [s for i, s in enumerate(steps) if not s.get("warms_up", i == 0)] or steps[1:] or steps
 
 
 def from_records(steps: Sequence[Figures], tests: Sequence[Figures]) -> Iterator[Metric]:

@@ -141,7 +141,7 @@ MEASURED = {
 RUN = {"status": str, "options": {"towers": int}, "devices": [{"device": str}], "layers?": [{"row": str}]}
 RUN |= {"classes?": [str]}
 STEP: dict[str, Any] = {"step": int, "loss": float, "accuracy": float, "images": int, "seconds": float}
-STEP |= {"waited?": float, "views?": int, "rates?": {str: float}}
+STEP |= {"waited?": float, "warms_up?": bool, "views?": int, "rates?": {str: float}}
 
 PICTURE, COUNT = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]*={0,2}"), range(1, 1 << 31)
 ACCURACY = {"images": int, "accuracy": float, "silenced": [float]}
@@ -289,7 +289,7 @@ def _check(value: Any, shape: Any, path: Path, where: str) -> None:
             _check(value[name], inner, path, here)
 
 
-_NAMES: dict[type, str] = {str: "text", int: "a whole number", float: "a finite number"}
+_NAMES: dict[type, str] = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
 def _matches(pattern: re.Pattern[str], value: Any) -> bool:
@@ -297,8 +297,8 @@ def _matches(pattern: re.Pattern[str], value: Any) -> bool:
 
 
 def _is(value: Any, kind: type) -> bool:
-    if kind is str or isinstance(value, bool):
-        return isinstance(value, str) and kind is str
+    if kind in (str, bool) or isinstance(value, bool):
+        return isinstance(value, kind) and kind in (str, bool)
     return isinstance(value, int if kind is int else int | float) and -1e300 < value < 1e300  # so not NaN either
 
 

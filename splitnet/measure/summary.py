@@ -123,9 +123,11 @@ def other_load(comparison: dict[str, Any]) -> str:
 
 def timed(steps: Sequence[dict[str, Any]]) -> str:
     """What the speed while training is taken from; see `metrics.from_records`."""
+    if len(steps) < 2:
+        return "of one step"
     count = len(settled(steps))
-    left = {0: "", 1: ", the first left out"}.get(len(steps) - count, ", the first of each batch size left out")
-    return "of one step" if len(steps) < 2 else f"median of {count:,} step{'s' * (count != 1)}{left}"
+    left = "the first" if len(steps) - count == 1 else f"{len(steps) - count:,} that warm up"
+    return f"median of {count:,} step{'s' * (count != 1)}, {left} left out"
 
 
 def waiting(steps: Sequence[dict[str, Any]]) -> Iterator[Metric]:

@@ -49,6 +49,8 @@ class Step:
     waited: float = 0.0
     """Of these seconds, those that this process waited for images: the first step's own, and each time the next one's
     that were not there in time."""
+    warms_up: bool = False
+    """The first, since training began or went on, of a batch of its size: what it makes, or compiles, others reuse."""
 
     @property
     def after(self) -> "Position":
@@ -199,7 +201,7 @@ def train(
     net.train()
     stop, view = stop or Stop(), view.at(net.exchange.replicate, net.architecture.size)
     draw = partial(view.draw, size=net.architecture.size, seed=seed, batch_size=batch_size)
-    step, epoch = start.step, start.epoch
+    step, epoch, sizes = start.step, start.epoch, dict[int, int]()
     orders = lru_cache(2)(lambda epoch: order(len(split), seed, epoch if reshuffle else 0))
     upcoming = islice(_upcoming(orders, batch_size, epochs, start, ranks), steps and max(steps - step, 0) + 1)
     with Reader(split, upcoming) as reader:
@@ -218,7 +220,8 @@ def train(
             _check_finite(loss, f"step {step}: the loss", net)
             seconds, waited = time.perf_counter() - clock, reader.waited - waited
             padding, images = int(padding) // (1 if ranks is None else ranks.towers), batch.count  # towers pad alike
-            yield Step(step, epoch, loss, right / images, images, seconds, batch.number, padding, ends, waited)
+            accuracy, new = right / images, sizes.setdefault(len(batch.images), step) == step
+            yield Step(step, epoch, loss, accuracy, images, seconds, batch.number, padding, ends, waited, new)
             step += 1
             if stop.agreed or step == steps:
                 return
