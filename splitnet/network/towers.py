@@ -105,10 +105,13 @@ class SplitNet(nn.Module):
                 if not row.crosses and len(set(map(id, xs))) < len(xs):
                     xs = self._shared(row.name, xs)
                     continue
-                arriving = self._all_gather(xs, row.name) if row.crosses else xs
-                xs = [tower[row.name](x, self.moment) for tower, x in zip(self.hosted, arriving, strict=True)]
+                read = self._all_gather(xs, row.name) if row.crosses else xs
+                del xs  # where nothing is kept for backward, no row holds what those before it read
+                xs = [tower[row.name](x, self.moment) for tower, x in zip(self.hosted, read, strict=True)]
+                del read
         with Span(spans.row(last.name)):
             x = self._gather(xs, last.name)
+            del xs
             if isinstance(x, Tensor) and not self.home:
                 return x
             return self.hosted[0][last.name](x, self.moment).to(next(self.parameters()).dtype)
