@@ -92,7 +92,7 @@ class Calibration:
         for (row, name, images), seconds in whole.items():
             work = self.works[row, name, images]
             if work.flops:
-                rates |= _line(work, seconds, found.get((row, name, images // 2)))
+                rates |= _line(work, seconds, found.get((row, name, images // 2)), images)
             else:
                 nbytes, taken = moved.get(name, (0.0, 0.0))
                 moved[name] = [nbytes + work.bytes, taken + seconds]
@@ -134,9 +134,11 @@ def here(
     return calibration.machine(link)
 
 
-def _line(work: Work, taken: float, half: float | None) -> dict[str, float]:
-    """FLOP/s of the images and bytes/s of the weights, from the seconds of a batch and of half of it."""
-    fixed = 0.0 if half is None else min(max(2 * half - taken, 0.0), 0.9 * taken)
+def _line(work: Work, taken: float, half: float | None, images: int) -> dict[str, float]:
+    """FLOP/s of the images and bytes/s of the weights, from the seconds of a batch and of half of it, rounded down."""
+    small = images // 2
+    crossing = 0.0 if half is None else (images * half - small * taken) / (images - small)
+    fixed = min(max(crossing, 0.0), 0.9 * taken)
     found = {work.name: work.flops / (taken - fixed)}
     return found | ({f"{work.name}, weights": work.weights / fixed} if fixed else {})
 
@@ -205,7 +207,7 @@ def _apply(block: Block, op: str, x: Tensor) -> Tensor:
 def _op(block: Block, op: str, x: Tensor) -> tuple[float, float]:
     """Seconds forward and backward."""
     leaf = x.clone().requires_grad_()
-    made = leaf * 1  # relu is in place, which a leaf does not take
+    made = leaf.clone()  # relu is in place, which a leaf does not take; a clone's backward is no work
     out: list[Tensor] = []
     forward = _seconds(lambda: out.append(_apply(block, op, made)))
     gradient = torch.rand_like(out[0])

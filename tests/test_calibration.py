@@ -54,14 +54,19 @@ def test_a_step_is_the_sum_of_its_parts():
 
 def test_a_line_tells_weights_from_images():
     work = Work("fc6 forward", flops=100, bytes=0, weights=30)
-    assert _line(work, 5.0, None) == {"fc6 forward": 20.0}
-    assert _line(work, 5.0, 4.0) == {"fc6 forward": 50.0, "fc6 forward, weights": 10.0}  # 3 for weights, 2 for images
-    assert _line(work, 5.0, 2.5) == {"fc6 forward": 20.0}  # nothing but images
-    assert _line(work, 5.0, 1.0) == {"fc6 forward": 20.0}  # noise
-    noisy = _line(work, 5.0, 9.0)  # as much: no batch is free
+    assert _line(work, 5.0, None, 8) == {"fc6 forward": 20.0}
+    assert _line(work, 5.0, 4.0, 8) == {
+        "fc6 forward": 50.0,
+        "fc6 forward, weights": 10.0,
+    }  # 3 for weights, 2 for images
+    assert _line(work, 5.0, 2.5, 8) == {"fc6 forward": 20.0}  # nothing but images
+    assert _line(work, 5.0, 1.0, 8) == {"fc6 forward": 20.0}  # noise
+    odd = _line(work, 5.0, 3.5, 5)  # half a second an image, of which there are 5 and 2
+    assert odd == {"fc6 forward": pytest.approx(40.0), "fc6 forward, weights": pytest.approx(12.0)}
+    noisy = _line(work, 5.0, 9.0, 8)  # as much: no batch is free
     assert noisy["fc6 forward"] == pytest.approx(200.0)
     for taken, half in ((5.0, 4.0), (5.0, 9.0), (5.0, 2.5)):
-        found = _line(work, taken, half)
+        found = _line(work, taken, half, 8)
         total = work.flops / found["fc6 forward"] + 30 / found.get("fc6 forward, weights", float("inf"))
         assert total == pytest.approx(taken)
 
