@@ -72,7 +72,7 @@ CONTENDERS = {
     "plain-dense": Recipe(kind="plain", said="plain PyTorch as installed, dense", towers=1),
     "plain-dense-kept": Recipe(kind="plain", said="the same with our allocator settings", towers=1, keeps=True),
     "torchvision": Recipe(kind="torchvision", said="torchvision's AlexNet: another network", towers=1),
-    "ddp": Recipe(kind="ddp", said="DistributedDataParallel, plain, two processes of one thread", processes=2),
+    "ddp": Recipe(kind="ddp", said="DistributedDataParallel, plain, two processes that share the threads", processes=2),
 }
 
 
@@ -236,7 +236,7 @@ class Contender:
         table = preset(settings.preset, recipe.towers)
         if recipe.kind == "torchvision":
             table = preset("torchvision", 1)
-        self.table, self.images = table, max(1, settings.batch_size // recipe.processes)
+        self.table, self.images = table, (settings.batch_size + settings.rank) // recipe.processes  # 3: 1 and 2
         generator = torch.Generator().manual_seed(settings.rank)
         shape = (self.images, table.channels, table.size, table.size)
         self.bytes = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)

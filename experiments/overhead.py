@@ -12,6 +12,7 @@ has. Expected: medians of at most 1.05, 1.05 with two devices too, and 1.02; run
 import time
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import torch
 
@@ -46,7 +47,7 @@ class Options:
 
     @property
     def names(self) -> list[str]:
-        return self.only.split(",")
+        return list(dict.fromkeys(name.strip() for name in self.only.split(",")))
 
 
 def told(found: Ratio) -> str:
@@ -91,8 +92,7 @@ def main() -> None:
         work = Ratio.of(a / b for a, b in zip(computed[slow], computed[fast], strict=True))
         print(f"{text}: {told(times)}; processor time {told(work)}")
     for contender in contenders:
-        seconds = sorted(s.wall for s in contender.samples)
-        print(f"  {contender.name}: {1000 * seconds[len(seconds) // 2]:.0f} ms a step")
+        print(f"  {contender.name}: {1000 * median(s.wall for s in contender.samples):.0f} ms a step")
 
 
 if __name__ == "__main__":

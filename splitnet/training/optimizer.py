@@ -25,7 +25,7 @@ class SGD(torch.optim.SGD):
     """
 
     def __init__(self, parameters: Any, lr: float, momentum: float = MOMENTUM, weight_decay: float = 0.0) -> None:
-        # fused: one pass over the weights instead of ten; the same update to rounding
+        # fused: one pass instead of ten (convolutions' weights are copied besides); the same update to rounding
         super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
         for group in self.param_groups:
             group["velocity_lr"] = group["lr"]
