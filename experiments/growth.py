@@ -179,10 +179,10 @@ def table_of(title: str, points: Sequence[Point]) -> list[str]:
 
 
 def verdicts(batch: Sequence[Point], towers: dict[str, Point], size: Sequence[Point]) -> list[str]:
-    many = [p for p in batch if p.images >= FEWEST] or list(batch)
+    many, rounds = [p for p in batch if p.images >= FEWEST], f"medians of {len(batch[0].seconds)}: slope"
     lines = [
-        _judged(f"time over batch, from {many[0].images} images: slope", growth(many), STEEPEST),
-        _judged("time over multiply-adds, by size of image: slope", growth(size), STEEPEST),
+        _judged(f"time over batch, from {FEWEST} images, {rounds}", growth(many), STEEPEST),
+        _judged(f"time over multiply-adds, by size of image, {rounds}", growth(size), STEEPEST),
     ]
     for name, apart in towers.items():
         number, _, how = name.partition(", ")

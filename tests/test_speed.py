@@ -187,7 +187,8 @@ def test_growth_is_judged_against_its_bound():
     points = [growth.Point(str(n), n, 100 * n, [0.1 * n**1.2]) for n in (1, 4, 16)]
     towers = {name: growth.Point(name, 1, 1, [s, s]) for name, s in (("2, one piece", 1.0), ("2, by themselves", 1.04))}
     batch, size, two = growth.verdicts(points, towers, points[:1])
-    assert "slope 1.200 (at most 1.05: NOT REACHED)" in batch
+    assert batch == "time over batch, from 4 images, medians of 1: slope 1.200 (at most 1.05: NOT REACHED)"
+    assert growth.verdicts(points[:2], towers, points[:1])[0].endswith("not measured)")  # one of them has 4 images
     assert size.endswith("not measured)")
     assert two.endswith("median 1.040 (at most 1.05: reached)")
 
@@ -333,7 +334,9 @@ def test_bf16_is_left_out_where_the_cpu_has_none(monkeypatch, lacks):
             speed.chosen(speed.Options(only="ours-bf16"))
 
 
-@pytest.mark.parametrize(("ratios", "said"), [([0.4, 0.41, 0.4], "shown"), ([0.4, 0.7, 0.3], "not shown")])
+@pytest.mark.parametrize(
+    ("ratios", "said"), [([0.4, 0.41, 0.4], "shown"), ([0.4, 0.7, 0.3], "not shown"), ([0.1], "not shown")]
+)
 def test_norms_say_whether_their_claim_is_shown(ratios, said):
     """By the interval, not by the median."""
     assert response_norm.verdict(response_norm.Ratio.of(ratios)) == f"at most 0.5: {said}"
