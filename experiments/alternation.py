@@ -21,7 +21,7 @@ from splitnet.training.data import batches, load
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    preset: str = option("fashion", "the network", presets())
+    preset: str = option("fashion", "the network", presets(apart=True))
     batch_size: int = option(16, "images in a step")
     runs: int = option(20, "measurements")
     rounds: int = option(5, "measured steps of each layout in a measurement")

@@ -27,7 +27,7 @@ LAYOUTS = {"one device": ["fake:0"], "two devices": ["fake:0", "fake:1"]}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    preset: str = option("alexnet", "the network", presets())
+    preset: str = option("alexnet", "the network", presets(apart=True))
     batch_size: int = option(128, "images in a step")
     capacity_mb: int = option(3000, "of each device, in 10**6 bytes; 0 leaves the search out")
     threads: int = option(2, "CPU threads")

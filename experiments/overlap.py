@@ -35,7 +35,7 @@ SHOWS = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    preset: str = option("alexnet", "the network", presets())
+    preset: str = option("alexnet", "the network", presets(apart=True))
     batch_size: int = option(32, "images in a step")
     rounds: int = option(5, "measured steps of each layout and machine")
     threads: int = option(2, "CPU threads")

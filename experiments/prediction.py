@@ -30,7 +30,7 @@ WITHIN = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    preset: str = option("fashion", "the network", presets())
+    preset: str = option("fashion", "the network", presets(apart=True))
     batch_size: int = option(32, "images in a step")
     rounds: int = option(5, "measured steps of each layout, and rounds of calibration")
     threads: int = option(2, "CPU threads")

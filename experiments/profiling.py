@@ -37,7 +37,7 @@ SPANS = ("splitnet.network.towers.Span", "splitnet.training.loop.record_function
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    preset: str = option("alexnet", "the network", presets())
+    preset: str = option("alexnet", "the network", presets(apart=True))
     batch_size: int = option(16, "images in a step")
     rounds: int = option(12, "measured steps of each kind")
     threads: int = option(2, "CPU threads")

@@ -136,9 +136,9 @@ _ALL = (FASHION, ALEXNET, PAPER, HALF, ISOLATED, NO_NORM, PLAIN_POOL, CAFFE, TOR
 PRESETS = {architecture.name: architecture for architecture in _ALL}
 
 
-def presets() -> tuple[str, ...]:
-    """The names, the default first."""
-    return tuple(PRESETS)
+def presets(apart: bool = False) -> tuple[str, ...]:
+    """The names, the default first; `apart`: of those whose two towers can have a device each."""
+    return tuple(n for n, a in PRESETS.items() if not apart or (a.divides(2) and not a.norm.across_towers))
 
 
 def preset(name: str, towers: int = 2, crosses: str | None = None) -> Architecture:
