@@ -124,10 +124,9 @@ GIB = 2**30
 def _on_pcie(name: str, generation: str, gpu: Machine) -> Machine:
     """The GPU in x16 slots, whose copies to others and from the host take the same way."""
     link, share, source, share_source = _PCIE[generation]
-    links = {"link": source, "link_share": share_source, "host_link": source, "both_ways": "PCI Express is full duplex"}
-    links |= {"host_link_share": share_source}
+    links = {"link": source, "link_share": share_source, "host_link": source, "host_link_share": share_source}
     slot = replace(gpu, name=name, link=link, link_share=share, host_link=link, host_link_share=share)
-    return replace(slot, sources={**gpu.sources, **links})
+    return replace(slot, sources={**gpu.sources, **links, "both_ways": "PCI Express is full duplex"})
 
 
 def _gpu(gpu: str, data_sheet: str, sources: Mapping[str, str] | None = None, **figures: float) -> Machine:
@@ -313,22 +312,29 @@ def read(path: Path, option: str = "--machine") -> Machine:
 def _instead(key: str, value: Any) -> str:
     """What would be right in place of a value; "" where it is."""
     if key in ("name", "gpu"):
-        return "" if isinstance(value, str) and value.isprintable() and value.strip() else "a line of text"
+        return "" if _is_line(value) else "a line of text"
     if key == "both_ways":
         return "" if isinstance(value, bool) else "true or false"
     if key == "sources":
-        texts = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
-        return "" if texts else "text for each figure"
+        texts = isinstance(value, dict) and all(key in _KEYS and _is_line(text) for key, text in value.items())
+        return "" if texts else "a line of text for each figure, by its name"
     if key == "measured":
         rates = isinstance(value, dict) and all(_between(rate, _LEAST, _MOST) for rate in value.values())
         return "" if rates else f"a number above {_LEAST:g} for each kind of work"
     if value is None and _KEYS[key].default is None:
         return ""
+    if key == "memory":
+        return "" if _between(value, 2**20 - 1, _MOST) else "bytes, of which a GPU has at least 1,048,576"
     if key in _SECONDS:
         return "" if (value == 0 and not isinstance(value, bool)) or _between(value, 0, 1) else "seconds, 0 to 1"
     if key in _SHARE:
         return "" if _between(value, 1e-3, 1) else "a share, above 0.001 and at most 1"
     return "" if _between(value, _LEAST, _MOST) else f"a number above {_LEAST:g}, at most {_MOST:g}"
+
+
+def _is_line(value: Any) -> bool:
+    """Whether a terminal can show it: no control characters, and not nothing."""
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
 
 
 def _between(value: Any, least: float, most: float) -> bool:

@@ -7,7 +7,7 @@ What is assumed is marked *.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -113,11 +113,15 @@ def calibrated(table: Architecture, options: PredictOptions) -> Machine:
     keep_freed_memory()
     threads = options.threads or torch.get_num_threads()
     try:
-        return calibration.here(table, options.batch_size, options.optimizer, threads)
+        found = calibration.here(table, options.batch_size, options.optimizer, threads)
     except RuntimeError as error:  # PyTorch's allocator
         if "allocate" not in str(error):
             raise
         raise UsageError(f"--batch-size {options.batch_size}: does not fit this machine's memory") from error
+    if table.towers == 1:
+        return found
+    shared = f"the system's, over {table.towers}: fake devices share it"
+    return replace(found, memory=found.memory / table.towers, sources={**found.sources, "memory": shared})
 
 
 def named(layout: str, devices: int) -> str:
@@ -266,13 +270,20 @@ def show(found: Paper, console: Console) -> None:
         console.print(line, highlight=False)
 
 
+def _beside_the_list(options: PredictOptions) -> str:
+    """Options that a list of machines has no use for."""
+    usual = PredictOptions(machines=True)
+    names = [entry.name for entry in fields(options) if getattr(options, entry.name) != getattr(usual, entry.name)]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 2 for bad usage."""
     console = tables.console()
     try:
         options = parse(PredictOptions, "predict", __doc__ or "", argv)
-        if options.machines and (options.json or options.write is not None):
-            raise UsageError("--machines: lists them, so not with --json or --write")
+        if options.machines and (others := _beside_the_list(options)):
+            raise UsageError(f"--machines: lists them, so not with {others}")
         if options.wire is not None and options.towers == 1:
             raise UsageError(f"--wire {options.wire}: nothing crosses with --towers 1")
         if options.threads is not None and options.machine != HERE:

@@ -170,6 +170,7 @@ def test_here_is_measured_for_what_was_asked(run, monkeypatch):
     found = json.loads(run(*options)[1])
     assert asked == [(preset("alexnet", 2), 8, "adam", 3)]
     assert found["machine"] == "k40-pcie3"
+    assert found["memory"] == MACHINES["k40-pcie3"].memory // 2  # two fake devices share it
 
 
 @pytest.mark.slow
@@ -183,7 +184,8 @@ def test_as_a_command():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--machines --json", "--machines: lists them, so not with --json or --write"),
+        ("--machines --json", "--machines: lists them, so not with --json"),
+        ("--machines --machine k40-pcie3 --memory 3GB", "--machines: lists them, so not with --machine, --memory"),
         ("--wire bf16 --towers 1", "--wire bf16: nothing crosses with --towers 1"),
         ("--threads 2", "--threads 2: is for --machine here, not gtx580-pcie2"),
         ("--machine /dev/null", "--machine /dev/null:"),
