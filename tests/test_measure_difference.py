@@ -1,5 +1,7 @@
 """Two runs beside each other, and the gate."""
 
+from dataclasses import replace
+
 import pytest
 import runs
 
@@ -83,6 +85,17 @@ def test_another_machine_is_named_and_warned_of():
         "Devices' clocks are those of this CPU before and of h100-pcie4 after: their ms do not compare."
     )
     assert unlike(other, other) == ""
+
+
+def test_times_of_other_clocks_are_neither_better_nor_worse():
+    figures = [metric(name, value=2.0, unit="ms", better="lower") for name in ("row_ms.fc6", "step_ms")]
+    slower = [replace(one, value=3.0, least=3.0, greatest=3.0) for one in figures]
+    before, after = Summary("a", runs.RUN, metrics=figures), replace(emulated(), metrics=slower)
+    assert {row.metric: row.verdict for row in differences(before, after)} == {
+        "row_ms.fc6": "other clocks",
+        "step_ms": "changed",
+    }
+    assert {row.verdict for row in differences(before, replace(before, metrics=slower))} == {"changed"}
 
 
 def test_a_machine_in_a_report_is_a_line(tmp_path):

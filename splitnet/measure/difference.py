@@ -3,7 +3,7 @@
 import operator
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
@@ -26,6 +26,8 @@ class Difference:
     """after / before - 1; None where before is 0 and after is not."""
     noise: bool | None
     """Whether the ranges of the measured steps overlap; None of a figure that was taken once."""
+    comparable: bool = True
+    """Not where it is of devices' clocks, and they are those of unlike machines."""
 
     @property
     def same(self) -> bool:
@@ -34,6 +36,8 @@ class Difference:
     @property
     def verdict(self) -> str:
         """In a word."""
+        if not self.comparable:
+            return "other clocks"
         if self.same:
             return "same"
         if self.noise:
@@ -45,8 +49,12 @@ class Difference:
 
 def differences(before: Summary, after: Summary) -> list[Difference]:
     """The figures that both runs have, the largest relative difference first."""
-    known = {metric.name: metric for metric in after.metrics}
-    rows = [_difference(metric, known[metric.name]) for metric in before.metrics if metric.name in known]
+    known, alike = {metric.name: metric for metric in after.metrics}, len(set(_clocks(before, after))) == 1
+    rows = [
+        replace(_difference(metric, known[metric.name]), comparable=alike or not _on_clocks(metric))
+        for metric in before.metrics
+        if metric.name in known
+    ]
     return sorted(rows, key=lambda row: -inf if row.relative is None else -abs(row.relative))
 
 
@@ -56,6 +64,17 @@ def _difference(before: Metric, after: Metric) -> Difference:
     if None not in (before.least, before.greatest, after.least, after.greatest):
         noise = before.least <= after.greatest and after.least <= before.greatest  # type: ignore[operator]
     return Difference(before.name, before.value, after.value, before.unit, before.better, relative, noise)
+
+
+def _clocks(before: Summary, after: Summary) -> list[str]:
+    """Whose clocks the emulated devices of each have; one name where they are not those of unlike machines."""
+    names = [emulated_as(run.run) or "this CPU" for run in (before, after)]
+    return names if before.emulated and after.emulated else names[:1]
+
+
+def _on_clocks(metric: Metric) -> bool:
+    """All times but those of the wall are of the devices' clocks."""
+    return metric.unit == "ms" and metric.name.partition(".")[0] != "step_ms"
 
 
 def unpaired(before: Summary, after: Summary) -> tuple[list[str], list[str]]:
@@ -80,9 +99,8 @@ WORKLOAD = ("preset", "towers", "crosses", "devices", "data", "batch_size", "ste
 def unlike(before: Summary, after: Summary) -> str:
     """A warning where the runs did not do the same; "" where they did."""
     one, two = (run.run["options"] for run in (before, after))
-    clocks = [emulated_as(run.run) or "this CPU" for run in (before, after)]
-    others = ""
-    if clocks[0] != clocks[1] and before.emulated and after.emulated:
+    clocks, others = _clocks(before, after), ""
+    if len(set(clocks)) > 1:
         others = f"Devices' clocks are those of {clocks[0]} before and of {clocks[1]} after: their ms do not compare."
     names = [f"--{name.replace('_', '-')}" for name in WORKLOAD if one.get(name) != two.get(name)]
     told = f"Not like with like: {', '.join(names)} differ{'s' * (len(names) == 1)}." if names else ""
