@@ -191,6 +191,11 @@ def notes(comparison: dict[str, Any], options: Mapping[str, Any] = MappingProxyT
             "Fake devices are emulated one after the other on this CPU: images/s and step ms are the CPU's, emulated"
             " ms those of the devices' clocks, had they worked side by side. Memory counts tensors only."
         )
+    if any(layout.get("predicted") for layout in layouts):
+        lines.append(
+            "On paper: what python -m splitnet.predict has of that machine, its memory and launches included; clocks"
+            " keep this CPU's proportions instead, which tells most at small batches."
+        )
     if not all(layout["memory"] for layout in layouts if _fits(layout)):
         lines.append("The plain CPU has no memory counters; fake devices count (--devices fake:0, …).")
     left_out = (layout for layout in layouts if not _fits(layout))

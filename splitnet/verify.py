@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, get_args
 
 import torch
@@ -166,7 +167,8 @@ def prove(proof: Proof, console: Console) -> bool:
     else:  # where so much is rounded, nothing is shown to be equal
         found = f"{'agree' if equal else 'do NOT agree'} with {whole} within the tolerances above"
         found += f" ({', '.join(options.how)})"
-    console.print(f"Towers {found}: the worst is {worst:.2g} times its tolerance ({rows[0].row}).", highlight=False)
+    times = f"{worst:.2g}" if isfinite(worst) else "infinitely many"  # nothing may differ, or it is no number
+    console.print(f"Towers {found}: the worst is {times} times its tolerance ({rows[0].row}).", highlight=False)
     for device, wrong in proof.against_towers(towers):
         equal = equal and not wrong
         found = "equal bit for bit" if not wrong else f"NOT equal in {len(wrong)} places, first {wrong[0]}"
@@ -174,7 +176,7 @@ def prove(proof: Proof, console: Console) -> bool:
     if options.break_ is not None:
         exact = tolerances is TOLERANCES["float64"]
         enough, told = (1000, "NOT found a thousandfold") if exact else (1, "NOT found")
-        found = f"found, {worst:.2g} times the tolerance" if worst > enough else told
+        found = f"found, {times} times the tolerance" if worst > enough else told
         console.print(f"Broken on purpose ({options.break_}: {FAULTS[options.break_]}): {found}.", highlight=False)
     return equal
 

@@ -56,6 +56,7 @@ def test_a_step_and_a_test_are_all_in_the_table():
 def test_towers_that_share_a_device_exchange_without_copies(devices):
     found = hold(*trained(devices))
     assert found.copies in {None, 0}
+    assert ("nothing was copied between devices" in str(found)) == (found.copies == 0)
     assert found.bytes > 0
 
 

@@ -948,6 +948,7 @@ def test_precision_wire_and_overlap_are_the_runs(go, monkeypatch):
     assert "a launch of 7 us for each operation" in report
     assert max(map(len, report.partition("## Environment")[2].splitlines())) < 1000
     paper = next(line for line in ran.out.splitlines() if line.strip().startswith("on paper"))
+    assert "On paper: what python -m splitnet.predict has of that machine" in " ".join(ran.out.split())
     assert all(len(figure.replace(".", "")) >= 3 for figure in paper.split()[2:]), paper
     page = (ran.folder / "report.html").read_text()
     assert "Exposed communication of a step" in page

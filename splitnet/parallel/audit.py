@@ -50,6 +50,8 @@ class Audit:
             return f"{known}."
         if self.link == "host":
             return f"{known}, and all of them through the host (copies to it and from it: {self.host_copies:,})."
+        if not self.copies:
+            return f"{known}, and nothing was copied between devices (to and from the host: {self.host_copies:,})."
         return (
             f"{known}, and all {self.copies:,} copies between devices are among them"
             f" (to and from the host: {self.host_copies:,})."
