@@ -276,14 +276,14 @@ def test_caffes_weights_compute_what_a_graph_of_bvlc_alexnet_computes(command, t
     check_caffe(command, tmp_path, CAFFE, layout, 1 / 8)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", few(["caffe-npy", "caffemodel"], "caffemodel"))
+@pytest.mark.soak
+@pytest.mark.parametrize("layout", ["caffe-npy", "caffemodel"])
 def test_the_same_at_full_width(full, tmp_path, layout):
     check_caffe(full, tmp_path, preset("caffe"), layout, 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ending", few(["safetensors", "onnx"], "onnx"))
+@pytest.mark.parametrize("ending", few(["safetensors", "onnx"], "safetensors"))
 def test_torchvisions_weights_at_full_width(full, tmp_path, ending):
     from torchvision.models import alexnet
 

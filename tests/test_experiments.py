@@ -87,7 +87,7 @@ def test_an_experiment_prints_its_figures(begun, script, words, expected):
 @pytest.mark.parametrize(
     ("script", "words", "expected"),
     [
-        ("overhead", "--preset lenet", "--towers 2: lenet"),
+        ("overhead", "--preset lenet", "--preset: invalid choice: 'lenet' (choose from 'fashion', "),
         ("overhead", "--rounds 0", "--rounds 0: at least 1"),
         ("memory", "--batch-size 0", "--batch-size 0: at least 1"),
         ("profiling", "--rounds 0", "--rounds 0: at least 1"),
