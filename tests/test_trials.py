@@ -617,6 +617,17 @@ def test_a_link_is_to_the_folder_that_is_given(tmp_path):
     assert summary.shown(tmp_path / "my results") == f"{tmp_path}/my%20results"
 
 
+def test_readme_and_index_are_of_the_results_that_lie_there():
+    """After trials of your own: python experiments/summary.py --index, and its table into README."""
+    folder = ROOT / "experiments" / "results"
+    contents = summary.found(folder)
+    table, _, commands = summary.markdown(contents, folder).partition("\n\n")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table in readme
+    assert " ".join(commands.split()) in " ".join(readme.split())
+    assert (folder / "index.html").read_text(encoding="utf-8") == summary.index(contents)
+
+
 def test_the_summary_has_a_line_for_each_claim_and_the_commands(setting, told, tmp_path, capsys):
     conduct.conduct(experiment(setting), Options(out=tmp_path), setting)
     conduct.conduct(experiment(setting), Options(out=tmp_path, full=True), setting)
