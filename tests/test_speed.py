@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -274,7 +275,9 @@ def test_one_that_cannot_be_built_says_why(monkeypatch, capsys):
 def test_whatever_ends_it_leaves_none_behind(number):
     words = "--preset fashion --only plain,ddp --threads 1 --batch-size 2 --rounds 1000000"
     command = [sys.executable, small_contenders.__file__, *words.split()]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts behind it ignores Ctrl-C
+    pipes = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": listening}
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes) as process:
         end = time.monotonic() + 60
         while len(started := children(process.pid)) < 3 and time.monotonic() < end:
             time.sleep(0.05)
