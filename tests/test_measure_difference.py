@@ -89,10 +89,12 @@ def test_another_machine_is_named_and_warned_of():
 
 def test_times_of_other_clocks_are_neither_better_nor_worse():
     figures = [metric(name, value=2.0, unit="ms", better="lower") for name in ("row_ms.fc6", "step_ms")]
+    figures.append(metric("exposed_share.fake:1", value=2.0, unit="%", better="lower"))
     slower = [replace(one, value=3.0, least=3.0, greatest=3.0) for one in figures]
     before, after = Summary("a", runs.RUN, metrics=figures), replace(emulated(), metrics=slower)
     assert {row.metric: row.verdict for row in differences(before, after)} == {
         "row_ms.fc6": "other clocks",
+        "exposed_share.fake:1": "other clocks",
         "step_ms": "changed",
     }
     assert {row.verdict for row in differences(before, replace(before, metrics=slower))} == {"changed"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from splitnet.errors import UsageError
 from splitnet.measure.manner import emulated_as, emulated_machine
-from splitnet.measure.metrics import Metric, figure
+from splitnet.measure.metrics import SHARES, Metric, figure
 from splitnet.measure.summary import Summary
 
 
@@ -73,8 +73,10 @@ def _clocks(before: Summary, after: Summary) -> list[str]:
 
 
 def _on_clocks(metric: Metric) -> bool:
-    """All times but those of the wall are of the devices' clocks."""
-    return metric.unit == "ms" and metric.name.partition(".")[0] != "step_ms"
+    """All times but those of the wall are of the devices' clocks, and what is made of them."""
+    name = metric.name.partition(".")[0]
+    made = {"device_speed_ratio", *(f"{part}_share" for part in SHARES)}
+    return name in made or (metric.unit == "ms" and name != "step_ms")
 
 
 def unpaired(before: Summary, after: Summary) -> tuple[list[str], list[str]]:
