@@ -50,11 +50,6 @@ class Options:
         return list(dict.fromkeys(name.strip() for name in self.only.split(",")))
 
 
-def told(found: Ratio) -> str:
-    inside = "" if found.low is None else f"; 99 % {found.low:.3f}-{found.high:.3f}"
-    return f"{found.median:.3f} ({found.least:.3f}-{found.greatest:.3f}, n={found.n}{inside})"
-
-
 def main() -> None:
     options = parse(Options, "experiments/overhead.py", __doc__ or "")
     kept = keep_freed_memory()  # as `run` does: else pages that are zeroed again and again are most of the difference
@@ -92,7 +87,7 @@ def main() -> None:
         times = ratio(samples_of[fast], samples_of[slow])  # speed of fast over slow = time of slow over fast
         work = Ratio.of(a / b for a, b in zip(computed[slow], computed[fast], strict=True))
         judged = f"at most {most:.2f}: {'reached' if times.median <= most else 'NOT REACHED'}"
-        print(f"{text}: {told(times)} ({judged}); processor time {told(work)}")
+        print(f"{text}: {times} ({judged}); processor time {work}")
     for contender in contenders:
         print(f"  {contender.name}: {1000 * median(s.wall for s in contender.samples):.0f} ms a step")
 

@@ -94,8 +94,7 @@ def main() -> None:
     pairs = (("recorded / not", "on", "off"), ("not recorded / without spans and notes", "off", "bare"))
     for text, slow, fast in pairs:
         times = Ratio.of(a / b for a, b in zip(found[slow], found[fast], strict=True))
-        interval = "" if times.low is None else f", 99 % {times.low:.3f}-{times.high:.3f}"
-        print(f"{text}: {times.median:.3f} ({times.least:.3f}-{times.greatest:.3f}, n={times.n}{interval})")
+        print(f"{text}: {times}")
     _sizes(contender, number)
 
 

@@ -11,6 +11,7 @@ a channel, which torch.nn does not have. Ratios are taken round by round; each l
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from splitnet.measure.records import load
 from splitnet.network import response_norm as norms
 from splitnet.network.presets import PRESETS
 from splitnet.options import check_bounds, guarded, option, parse
+from splitnet.reporting import counted
 
 WARM_UP = 2
 MOST = 0.5
@@ -78,7 +80,7 @@ def verdict(found: Ratio) -> str:
 def main() -> None:
     options = parse(Options, "experiments/response_norm.py", __doc__ or "")
     torch.set_num_threads(options.threads)
-    print(f"batch {options.batch_size}, {options.threads} thread{'s' * (options.threads != 1)}, load before {load()}")
+    print(f"batch {options.batch_size}, {counted(options.threads, 'thread')}, load before {load()}")
     for name, ((channels, side), ways) in cases().items():
         x, grad = (torch.randn(options.batch_size, channels, side, side) for _ in range(2))
         layouts = [layout(way, function, x, grad) for way, function in ways.items()]
@@ -89,12 +91,11 @@ def main() -> None:
                     samples[way].append(sample)
         print(name)
         for way, slow in samples.items():
-            wall = sorted(sample.wall for sample in slow)
+            wall = median(sample.wall for sample in slow)
             times = ratio(slow, samples["operator"])  # speed of this over the operator's = the operator's time over its
-            inside = "" if times.low is None else f"; 99 % {times.low:.3f}-{times.high:.3f}"
-            line = f"operator / {way}: {times.median:.3f} ({times.least:.3f}-{times.greatest:.3f}, n={times.n}{inside})"
+            line = f"operator / {way}: {times}"
             line += f"; {verdict(times)}" if way == "formula" else ""
-            print(f"  {way}: {1000 * wall[len(wall) // 2]:.0f} ms{'' if way == 'operator' else '; ' + line}")
+            print(f"  {way}: {1000 * wall:.0f} ms{'' if way == 'operator' else '; ' + line}")
 
 
 if __name__ == "__main__":

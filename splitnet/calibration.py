@@ -99,6 +99,8 @@ class Calibration:
         rates |= {name: nbytes / taken for name, (nbytes, taken) in moved.items()}
         flops = sum(self.works[key].flops for key in whole)
         multiplying = sum(seconds for key, seconds in whole.items() if self.works[key].flops)
+        devices = self.architecture.towers
+        shared = "the system's" if devices == 1 else f"the system's, over {devices}: fake devices share it"
         return Machine(
             name=HERE,
             gpu=f"this CPU, {self.threads} thread{'s' * (self.threads > 1)}",
@@ -106,7 +108,7 @@ class Calibration:
             float32_share=1.0,
             memory_bandwidth=rates["gather"],
             memory_share=1.0,
-            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices,
             link=link.bytes_per_second,
             link_share=1.0,
             latency=link.latency,
@@ -114,7 +116,7 @@ class Calibration:
             measured=rates,
             sources=dict.fromkeys(("float32", "memory_bandwidth"), "measured")
             | dict.fromkeys(("link", "latency", "both_ways"), "the fake devices' link")
-            | {"memory": "the system's", "float32_share": "measured", "memory_share": "measured"}
+            | {"memory": shared, "float32_share": "measured", "memory_share": "measured"}
             | {"link_share": "the fake devices' link", "launch": "in what was measured"},
         )
 
@@ -137,8 +139,8 @@ def here(
 def _line(work: Work, taken: float, half: float | None, images: int) -> dict[str, float]:
     """FLOP/s of the images and bytes/s of the weights, from the seconds of a batch and of half of it, rounded down."""
     small = images // 2
-    crossing = 0.0 if half is None else (images * half - small * taken) / (images - small)
-    fixed = min(max(crossing, 0.0), 0.9 * taken)
+    fixed = 0.0 if half is None else (images * half - small * taken) / (images - small)
+    fixed = min(max(fixed, 0.0), 0.9 * taken)  # as noise is kept from saying that a batch is free
     found = {work.name: work.flops / (taken - fixed)}
     return found | ({f"{work.name}, weights": work.weights / fixed} if fixed else {})
 

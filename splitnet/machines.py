@@ -268,8 +268,8 @@ HERE = "here"
 
 _SHARE = ("float32_share", "tensor_share", "memory_share", "link_share", "host_link_share")
 _SECONDS = ("latency", "launch")
-_LEAST, _MOST = 1e3, 1e18
-"""FLOP/s, bytes/s and bytes of one GPU beyond which a figure is a slip."""
+_LEAST, _MOST, LEAST_MEMORY = 1e3, 1e18, 2**20
+"""FLOP/s, bytes/s and bytes of one GPU beyond which a figure is a slip; its memory in bytes, likewise at least."""
 _KEYS = {entry.name: entry for entry in fields(Machine)}
 
 
@@ -324,7 +324,7 @@ def _instead(key: str, value: Any) -> str:
     if value is None and _KEYS[key].default is None:
         return ""
     if key == "memory":
-        return "" if _between(value, 2**20 - 1, _MOST) else "bytes, of which a GPU has at least 1,048,576"
+        return "" if _between(value, LEAST_MEMORY - 1, _MOST) else f"bytes, at least {LEAST_MEMORY:,}"
     if key in _SECONDS:
         return "" if (value == 0 and not isinstance(value, bool)) or _between(value, 0, 1) else "seconds, 0 to 1"
     if key in _SHARE:

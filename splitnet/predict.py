@@ -7,7 +7,7 @@ What is assumed is marked *.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from splitnet.allocator import keep_freed_memory
 from splitnet.costs import Prediction, Step
 from splitnet.errors import UsageError
 from splitnet.fitting import read_size
-from splitnet.machines import HERE, MACHINES, PRECISIONS, Machine, as_json, machine
+from splitnet.machines import HERE, LEAST_MEMORY, MACHINES, PRECISIONS, Machine, as_json, machine
 from splitnet.network.architecture import Architecture
 from splitnet.network.presets import preset, presets
 from splitnet.options import check_bounds, guarded, option, parse, refuse
@@ -89,7 +89,7 @@ def paper(options: PredictOptions) -> Paper:
     """UsageError for what there is not."""
     table = preset(options.preset, options.towers, options.crosses)
     memory = None if options.memory is None else read_size(options.memory, "--memory")
-    if memory is not None and memory < 2**20:  # no GPU has so little
+    if memory is not None and memory < LEAST_MEMORY:
         raise UsageError(f"--memory {options.memory}: is {memory:,} bytes; give a unit, such as 3GB")
     step = Step(options.batch_size, options.precision, options.wire, options.optimizer)
     found = calibrated(table, options) if options.machine == HERE else machine(options.machine)
@@ -113,15 +113,11 @@ def calibrated(table: Architecture, options: PredictOptions) -> Machine:
     keep_freed_memory()
     threads = options.threads or torch.get_num_threads()
     try:
-        found = calibration.here(table, options.batch_size, options.optimizer, threads)
+        return calibration.here(table, options.batch_size, options.optimizer, threads)
     except RuntimeError as error:  # PyTorch's allocator
         if "allocate" not in str(error):
             raise
         raise UsageError(f"--batch-size {options.batch_size}: does not fit this machine's memory") from error
-    if table.towers == 1:
-        return found
-    shared = f"the system's, over {table.towers}: fake devices share it"
-    return replace(found, memory=found.memory / table.towers, sources={**found.sources, "memory": shared})
 
 
 def named(layout: str, devices: int) -> str:

@@ -1,5 +1,7 @@
 """The machine at hand: every kind of work of a table gets a rate, and a step is put together from them alone."""
 
+import os
+
 import pytest
 import torch
 
@@ -36,6 +38,7 @@ def test_it_is_a_machine(machine):
     assert 1e7 < machine.bytes_per_second < 1e13
     assert (machine.link_bytes_per_second, machine.latency) == (Link().bytes_per_second, Link().latency)
     assert (machine.tf32, machine.bf16) == (None, None)
+    assert machine.memory * TABLE.towers == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # they share it
 
 
 def test_a_step_is_the_sum_of_its_parts():

@@ -98,6 +98,9 @@ def test_times_of_other_clocks_are_neither_better_nor_worse():
         "step_ms": "changed",
     }
     assert {row.verdict for row in differences(before, replace(before, metrics=slower))} == {"changed"}
+    with pytest.raises(UsageError, match=r"row_ms.fc6 is on the clocks of this CPU before and of h100-pcie4 after"):
+        gate("row_ms.fc6 > 1.05").failure(before, after)
+    assert "1.5 times" in gate("step_ms > 1.05").failure(before, after)
 
 
 def test_a_machine_in_a_report_is_a_line(tmp_path):

@@ -23,6 +23,7 @@ sys.path.append(str(ROOT / "experiments"))  # as for a script there
 import contenders  # noqa: E402
 import contest  # noqa: E402
 import growth  # noqa: E402
+import overhead  # noqa: E402
 import response_norm  # noqa: E402
 import small_contenders  # noqa: E402
 import speed  # noqa: E402
@@ -172,6 +173,20 @@ def test_targets_are_judged_round_by_round():
     assert "value" not in found["bf16 / plain float32 as installed"]
     assert not found["peak memory of ours / plain, resident"]["reached"]
     assert "peak memory of ours / plain, tensors" not in found
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_processes_share_a_batch_whole(batch):
+    settings = contenders.Settings(preset="fashion", batch_size=batch, threads=1, optimizer="sgd")
+    shares = [contenders.Contender(CONTENDERS["ddp"], replace(settings, rank=rank)).images for rank in range(2)]
+    assert sum(shares) == batch
+    assert contenders.Contender(CONTENDERS["plain"], settings).images == batch
+
+
+def test_layouts_are_named_once():
+    assert overhead.Options(only="cpu, whole,cpu").names == ["cpu", "whole"]
+    with pytest.raises(splitnet.UsageError, match="--only all: no such layout"):
+        overhead.Options(only="all")
 
 
 def test_every_target_names_contenders():

@@ -49,9 +49,9 @@ class Difference:
 
 def differences(before: Summary, after: Summary) -> list[Difference]:
     """The figures that both runs have, the largest relative difference first."""
-    known, alike = {metric.name: metric for metric in after.metrics}, len(set(_clocks(before, after))) == 1
+    known, unlike_clocks = {metric.name: metric for metric in after.metrics}, _unlike_clocks(before, after)
     rows = [
-        replace(_difference(metric, known[metric.name]), comparable=alike or not _on_clocks(metric))
+        replace(_difference(metric, known[metric.name]), comparable=not (unlike_clocks and _on_clocks(metric)))
         for metric in before.metrics
         if metric.name in known
     ]
@@ -66,10 +66,10 @@ def _difference(before: Metric, after: Metric) -> Difference:
     return Difference(before.name, before.value, after.value, before.unit, before.better, relative, noise)
 
 
-def _clocks(before: Summary, after: Summary) -> list[str]:
-    """Whose clocks the emulated devices of each have; one name where they are not those of unlike machines."""
-    names = [emulated_as(run.run) or "this CPU" for run in (before, after)]
-    return names if before.emulated and after.emulated else names[:1]
+def _unlike_clocks(before: Summary, after: Summary) -> tuple[str, str] | None:
+    """Whose clocks the emulated devices of each have, where these are of two machines."""
+    one, two = (emulated_as(run.run) or "this CPU" for run in (before, after))
+    return (one, two) if before.emulated and after.emulated and one != two else None
 
 
 def _on_clocks(metric: Metric) -> bool:
@@ -101,8 +101,8 @@ WORKLOAD = ("preset", "towers", "crosses", "devices", "data", "batch_size", "ste
 def unlike(before: Summary, after: Summary) -> str:
     """A warning where the runs did not do the same; "" where they did."""
     one, two = (run.run["options"] for run in (before, after))
-    clocks, others = _clocks(before, after), ""
-    if len(set(clocks)) > 1:
+    clocks, others = _unlike_clocks(before, after), ""
+    if clocks:
         others = f"Devices' clocks are those of {clocks[0]} before and of {clocks[1]} after: their ms do not compare."
     names = [f"--{name.replace('_', '-')}" for name in WORKLOAD if one.get(name) != two.get(name)]
     told = f"Not like with like: {', '.join(names)} differ{'s' * (len(names) == 1)}." if names else ""
@@ -169,7 +169,7 @@ class Gate:
         if self.unit or itself:
             value, told = metric.value / self._factor(metric), f"{metric.name} is {figure(metric.value, metric.unit)}"
         else:
-            value, told = self._ratio(metric, before)
+            value, told = self._ratio(metric, before, after)
         return f"{self.text.strip()}: {told}" if OPERATORS[self.operator](value, self.number) else None
 
     def _factor(self, metric: Metric) -> float:
@@ -179,11 +179,13 @@ class Gate:
             raise self._wrong(f"{metric.name} is given {wanted}")
         return units[self.unit] if self.unit else 1.0
 
-    def _ratio(self, metric: Metric, before: Summary | None) -> tuple[float, str]:
+    def _ratio(self, metric: Metric, before: Summary | None, after: Summary) -> tuple[float, str]:
         if before is None:
             other, base, value = "the base layout", metric.base, metric.ratio
         else:
             other, base = before.name, _found(before, metric.name, self.text).value
+            if _on_clocks(metric) and (clocks := _unlike_clocks(before, after)):
+                raise self._wrong(f"{metric.name} is on the clocks of {clocks[0]} before and of {clocks[1]} after")
             value = metric.value / base if base else None
         if base is None:
             units = ", ".join(UNITS[metric.unit])

@@ -74,6 +74,11 @@ class Ratio(Spread):
         spread = Spread.of(ratios)
         return cls(spread.median, spread.least, spread.greatest, spread.n, low, high)
 
+    def __str__(self) -> str:
+        """`1.013 (0.875-1.038, n=16; 99 % 0.982-1.029)`: the median, the range, and the interval if there is one."""
+        inside = "" if self.low is None else f"; 99 % {self.low:.3f}-{self.high:.3f}"
+        return f"{self.median:.3f} ({self.least:.3f}-{self.greatest:.3f}, n={self.n}{inside})"
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
