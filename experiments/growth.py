@@ -196,8 +196,9 @@ def verdicts(batch: Sequence[Point], towers: dict[str, Point], size: Sequence[Po
 
 
 def _judged(text: str, value: float, bound: float) -> str:
-    verdict = "not measured" if math.isnan(value) else "reached" if value <= bound else "NOT REACHED"
-    return f"{text} {value:.3f} (at most {bound:.2f}: {verdict})"
+    if math.isnan(value):
+        return f"{text} not measured (at most {bound:.2f})"
+    return f"{text} {value:.3f} (at most {bound:.2f}: {'reached' if value <= bound else 'NOT REACHED'})"
 
 
 # The picture: three panels of milliseconds per image, or per step.

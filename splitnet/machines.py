@@ -324,7 +324,7 @@ def _instead(key: str, value: Any) -> str:
     if value is None and _KEYS[key].default is None:
         return ""
     if key == "memory":
-        return "" if _between(value, LEAST_MEMORY - 1, _MOST) else f"bytes, at least {LEAST_MEMORY:,}"
+        return "" if _between(value, LEAST_MEMORY - 1, _MOST) else f"a size of at least {LEAST_MEMORY:,} bytes"
     if key in _SECONDS:
         return "" if (value == 0 and not isinstance(value, bool)) or _between(value, 0, 1) else "seconds, 0 to 1"
     if key in _SHARE:

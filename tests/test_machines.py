@@ -154,7 +154,7 @@ WRONG = [
     (LEAST | {"sources": {"link": 1}}, "not a line of text for each figure, by its name"),
     (LEAST | {"sources": {"link": "\x1b[31mred"}}, "not a line of text for each figure, by its name"),
     (LEAST | {"sources": {"lnk": "a data sheet"}}, "not a line of text for each figure, by its name"),
-    (LEAST | {"memory": 2000}, "memory is 2000, not bytes, at least 1,048,576"),
+    (LEAST | {"memory": 2000}, "memory is 2000, not a size of at least 1,048,576 bytes"),
     (LEAST | {"measured": {"adam": 0}}, "not a number above 1000 for each kind"),
     ([1], "an object of figures is wanted, not list"),
     ("{", "is no JSON"),

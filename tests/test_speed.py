@@ -204,8 +204,10 @@ def test_growth_is_judged_against_its_bound():
     towers = {name: growth.Point(name, 1, 1, [s, s]) for name, s in (("2, one piece", 1.0), ("2, by themselves", 1.04))}
     batch, size, two = growth.verdicts(points, towers, points[:1])
     assert batch == "time over batch, from 4 images, medians of 1: slope 1.200 (at most 1.05: NOT REACHED)"
-    assert growth.verdicts(points[:2], towers, points[:1])[0].endswith("not measured)")  # one of them has 4 images
-    assert size.endswith("not measured)")
+    assert growth.verdicts(points[:2], towers, points[:1])[0].endswith(
+        "slope not measured (at most 1.05)"
+    )  # one of them has 4 images
+    assert size.endswith("slope not measured (at most 1.05)")
     assert two.endswith("median 1.040 (at most 1.05: reached)")
 
 
